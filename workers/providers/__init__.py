@@ -1,0 +1,104 @@
+"""What a provider is to a worker: a stream of events, whoever speaks and in whatever format.
+
+An adapter turns one provider's bytes into these events and its failures into `ProviderError`. It yields one
+list of events per socket read, so that a burst costs one wake-up, and it ends only after a `Stop` event: a
+stream that merely ends is a failed answer, never a short one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.protocol.body import Body
+from headrace.protocol.codes import DONE_ERROR_CODES, Retry
+
+
+class Event(msgspec.Struct, gc=False):
+    """Base of everything that a provider can say."""
+
+
+class Text(Event, gc=False):
+    text: str
+
+
+class Reasoning(Event, gc=False):
+    text: str
+
+
+class ToolCall(Event, gc=False):
+    """A tool call opens; its arguments follow as `ToolInput` and end with `ToolReady`."""
+
+    call: str
+    name: str
+
+
+class ToolInput(Event, gc=False):
+    call: str
+    delta: str
+
+
+class ToolReady(Event):
+    """The arguments are complete; `input` is None when they are not valid JSON."""
+
+    call: str
+    input: Any
+
+
+class Citation(Event):
+    data: dict[str, Any]
+
+
+class Usage(Event, gc=False):
+    """Tokens so far, absolute. `input_tokens` is the grand total, cached ones included."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Speaker(Event, gc=False):
+    """The model that the provider says is answering, when it differs from what was asked or is first known."""
+
+    model: str
+
+
+class Stop(Event, gc=False):
+    """The provider ended its answer in an orderly way.
+
+    `reason` is one of `stop`, `length`, `tool`, `refusal`, `filter`, `context`.
+    """
+
+    reason: str
+
+
+class ProviderError(Exception):
+    """A provider failed. `message` is shown to viewers: it never holds a secret, a prompt or a provider's body."""
+
+    def __init__(self, code: str, message: str, *, after_ms: int | None = None, retry: Retry | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.after_ms = after_ms
+        self.retry: Retry = retry or DONE_ERROR_CODES[code]
+
+
+class Provider(Protocol):
+    """One provider, shared by all generations of a worker."""
+
+    name: str
+    mode: str
+    """`live`, or `fallback` for the responder that needs no model."""
+
+    def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+        """Ask `model` and yield what it says. Closing the generator closes the provider's socket.
+
+        Raises ProviderError.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close pooled connections. Running streams must have ended."""
+        ...
