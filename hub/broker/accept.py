@@ -1,0 +1,103 @@
+"""How a request becomes a stream (four slots, so ordered steps; each may be repeated, none is undone):
+
+1. reserve the request key → stream and digest of the body, or take what is stored
+2. add the stream to the index of live ones
+3. create the stream with its first entry
+4. put it in its lane
+5. mark the key accepted
+
+A hub may die between any two steps: the repeat of the request goes through all of them with the stored stream,
+and the janitor finishes what nobody repeats.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from dataclasses import dataclass
+
+import msgspec
+from redis.asyncio import Redis
+
+from headrace.protocol.body import Body, Options
+from headrace.protocol.entries import Queued, encode_data
+from hub.broker import keys
+from hub.broker.keys import StreamKey
+from hub.broker.lanes import Lanes
+from hub.broker.live import LiveIndex
+from hub.broker.log import StreamLog
+from hub.broker.settings import BrokerSettings
+
+STREAMS_LISTED = 200
+_ALPHABET = string.ascii_letters + string.digits
+
+
+class RequestConflict(Exception):
+    """The request key is taken by another body."""
+
+
+class RequestGone(Exception):
+    """The request was answered, and its stream has expired since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A validated request of a known user."""
+
+    org: str
+    user: str
+    request_key: str
+    body: Body
+    options: Options
+    lane: str
+    now_ms: int
+
+
+def new_stream_id(prefix: str) -> str:
+    """16 characters of 62: 95 random bits. Short, because every frame carries it."""
+    return prefix + "_" + "".join(secrets.choice(_ALPHABET) for _ in range(16))
+
+
+def new_mark() -> str:
+    """64 random bits, as text."""
+    return secrets.token_urlsafe(8)
+
+
+async def accept(
+    redis: Redis, log: StreamLog, lanes: Lanes, live: LiveIndex, settings: BrokerSettings, asked: Asked
+) -> StreamKey:
+    """The stream of this request, created and queued. Raises RequestConflict, RequestGone, `Unreachable`.
+
+    After `Unreachable` the request may or may not run; repeating it is safe and the only way to know.
+    """
+    request = keys.request(asked.org, asked.user, asked.request_key)
+    digest = asked.body.digest()
+    stored = await log.run(
+        "reserve",
+        [request, keys.user_streams(asked.org, asked.user)],
+        [new_stream_id("g"), digest, int(settings.request_key_s * 1000), STREAMS_LISTED],
+    )
+    stream, stored_digest, accepted = stored.decode().split(" ")
+    if stored_digest != digest:
+        raise RequestConflict
+    key = keys.stream_key(asked.org, stream)
+    if accepted == "1":
+        [standing] = await log.standings([key])
+        if standing is None:
+            raise RequestGone
+        return key
+    await live.add(key, asked.now_ms + 1000)
+    state = await log.create(
+        key,
+        mark=new_mark(),
+        queued=encode_data(Queued(asked.body.model)),
+        user=asked.user,
+        request=msgspec.msgpack.encode(asked.body),
+        options=msgspec.msgpack.encode(asked.options),
+        lane=asked.lane,
+        ttl_ms=int((settings.queue_timeout_s + settings.max_run_s) * 1000),
+    )
+    if state == "queued":
+        await lanes.add(asked.lane, key)
+    await redis.set(request, f"{stream} {digest} 1", xx=True, keepttl=True)
+    return key

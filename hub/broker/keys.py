@@ -1,0 +1,105 @@
+"""Every Redis key of Headrace. Nothing else in the project builds one.
+
+A stream's three keys share the hash tag `{org:stream}`, so that one script can touch them in Redis Cluster.
+The organisation comes from the token: a stream of somebody else is a key that does not exist.
+
+| key                            | type       | holds                                                            |
+|--------------------------------|------------|------------------------------------------------------------------|
+| `hr:{org:stream}:meta`         | hash       | the stream's facts, see scripts/create.lua                       |
+| `hr:{org:stream}:log`          | stream     | entries `N-0`: `k` kind, `d` data; dense from 1, never trimmed   |
+| `hr:{org:stream}:interest`     | hash       | hub mailbox → demand, the greatest offset its viewers could take |
+| `hr:{org:user}:request:<key>`  | string     | stream, digest of the body, whether accepted                     |
+| `hr:{org:user}:streams`        | sorted set | the user's streams by time of creation, for `list`               |
+| `hr:{lanes}:<lane>`            | stream     | `s`: a stream that waits for a worker                            |
+| `hr:{lanes}:dead`              | stream     | generations given up: `s`, `why`                                 |
+| `hr:live:<shard>`              | sorted set | unfinished streams by when the janitor looks next, ms            |
+| `hr:janitor`                   | string     | who sweeps now; saves work, guards nothing                       |
+| `hr:mail:<incarnation>`        | stream     | `p`: packets for one hub or worker                               |
+
+Organisation, user and request key are percent-encoded: none can forge a tag or another tenant's key.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+from urllib.parse import quote, unquote
+from zlib import crc32
+
+#: `org:stream`, both parts safe to stand in a key.
+StreamKey = NewType("StreamKey", str)
+
+LIVE_SHARDS = 16
+TAKEOVER_LANE = "takeover"
+
+
+def _safe(part: str) -> str:
+    return quote(part, safe="@-_.~")
+
+
+def stream_key(org: str, stream: str) -> StreamKey:
+    return StreamKey(f"{_safe(org)}:{_safe(stream)}")
+
+
+def org_of(key: StreamKey) -> str:
+    return unquote(key.partition(":")[0])
+
+
+def stream_of(key: StreamKey) -> str:
+    return unquote(key.partition(":")[2])
+
+
+def meta(key: StreamKey) -> str:
+    return f"hr:{{{key}}}:meta"
+
+
+def log(key: StreamKey) -> str:
+    return f"hr:{{{key}}}:log"
+
+
+def interest(key: StreamKey) -> str:
+    return f"hr:{{{key}}}:interest"
+
+
+def request(org: str, user: str, request_key: str) -> str:
+    return f"hr:{{{_safe(org)}:{_safe(user)}}}:request:{_safe(request_key)}"
+
+
+def user_streams(org: str, user: str) -> str:
+    return f"hr:{{{_safe(org)}:{_safe(user)}}}:streams"
+
+
+def lane(name: str) -> str:
+    return f"hr:{{lanes}}:{name}"
+
+
+def dead_letters() -> str:
+    return "hr:{lanes}:dead"
+
+
+def live(shard: int) -> str:
+    return f"hr:live:{shard}"
+
+
+def live_shard(key: StreamKey) -> int:
+    return crc32(key.encode()) % LIVE_SHARDS
+
+
+def janitor() -> str:
+    return "hr:janitor"
+
+
+def mailbox(incarnation: str) -> str:
+    return f"hr:mail:{incarnation}"
+
+
+#: The keys each script gets, in order: the slot test runs all of them through the slot function.
+SCRIPT_KEYS = {
+    "create": (meta, log),
+    "claim": (meta, log, interest),
+    "append": (meta, log, interest),
+    "renew": (meta, log, interest),
+    "cancel": (meta, log, interest),
+    "attach": (meta, log, interest),
+    "leave": (interest,),
+    "release": (meta,),
+}

@@ -1,0 +1,30 @@
+"""Settings that hubs and workers share. Read once at start from `HEADRACE_…` variables; durations in seconds."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BrokerSettings(BaseSettings):
+    """What hub and worker must agree on. Every process of one installation gets the same values."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", frozen=True, extra="ignore")
+
+    redis_url: str | None = Field(None, description="Redis to use: `redis://`, `rediss://` or `unix://`.")
+    lease_s: float = Field(5.0, ge=0.5, le=60, description="How long a worker owns a generation without renewing.")
+    lease_grace_s: float = Field(3.0, ge=0, le=60, description="Second look at a lease that is over, before takeover.")
+    janitor_interval_s: float = Field(0.5, gt=0, le=5, description="How often the janitor looks.")
+    queue_timeout_s: float = Field(120.0, gt=0, description="A request still queued after this ends `overloaded`.")
+    max_run_s: float = Field(
+        1800.0, gt=0, description="A generation may run this long; unfinished streams live no longer."
+    )
+    retention_s: float = Field(3600.0, gt=0, description="A finished stream can be resumed and replayed this long.")
+    request_key_s: float = Field(86400.0, gt=0, description="A `request` key is remembered this long.")
+    mailbox_ttl_s: float = Field(
+        20.0, ge=2, le=300, description="A mailbox whose owner stopped renewing it is gone after this."
+    )
+    mailbox_packets: int = Field(
+        512, ge=16, description="Packets kept in a mailbox; older ones become holes, read from the log."
+    )
+    run_ahead: int = Field(512, ge=1, description="Entries a worker may write past the greatest demand.")
