@@ -102,4 +102,5 @@ SCRIPT_KEYS = {
     "attach": (meta, log, interest),
     "leave": (interest,),
     "release": (meta,),
+    "abandon": (meta,),
 }

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from headrace.protocol.cursor import MarkRuns
 from headrace.protocol.entries import Entry
+from headrace.protocol.frames import StreamState
 from hub.broker import keys
 from hub.broker.keys import StreamKey
 from hub.broker.resp import Command
@@ -32,7 +33,7 @@ class Absent(Exception):
 class StreamView:
     """What `attach` tells about a stream."""
 
-    state: str
+    state: StreamState
     top: int
     runs: MarkRuns
     owner: str
@@ -54,6 +55,8 @@ class Claim:
     user: str
     log_bytes: int
     watchers: dict[str, int]
+    on_abandon: str = ""
+    """Set when a detach replaced the option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Cancelled:
 class Standing:
     """What the reconcile pass compares: None for an absent stream."""
 
-    state: str
+    state: StreamState
     top: int
     mark: str
     owner: str
@@ -137,10 +140,10 @@ class StreamLog:
         reply = await self.run("claim", _keys("claim", key), [mark, owner, lease_ms, ttl_ms])
         if reply[0] != b"OK":
             return Refused(reply[0].decode())
-        _, offset, attempt, runs, cancel, shown, losses, request, options, user, size, watchers = reply
+        _, offset, attempt, runs, cancel, shown, losses, request, options, user, size, watchers, abandon = reply
         return Claim(
             offset, attempt, MarkRuns.parse(runs.decode()), bool(cancel), bool(shown), losses,
-            request, options, user.decode(), size, _watchers(watchers),
+            request, options, user.decode(), size, _watchers(watchers), abandon.decode(),
         )  # fmt: skip
 
     async def renew(
@@ -192,6 +195,13 @@ class StreamLog:
 
     async def leave(self, key: StreamKey, mailbox: str) -> None:
         await self.run("leave", _keys("leave", key), [mailbox])
+
+    async def set_abandon(self, key: StreamKey, *, user: str, may_cancel: bool, rule: str) -> str:
+        """Replace the abandon rule, durable when this returns; gives the owner to tell. Raises Absent."""
+        reply = await self.run("abandon", _keys("abandon", key), [user, int(may_cancel), rule])
+        if reply[0] == b"ABSENT":
+            raise Absent
+        return str(reply[1], "ascii")
 
     async def release(self, key: StreamKey, mark: str) -> bool:
         """Hand a generation back. False if it was not this attempt's any more."""

@@ -4,7 +4,8 @@
 -- KEYS[1] meta  KEYS[2] log  KEYS[3] interest (hash: hub mailbox → demand)
 -- ARGV    mark, owner (mailbox), lease in ms, ttl in ms
 -- returns {"GONE"} | {"TERMINAL"} | {"LEASED"} | {"OK", next offset, attempt, runs, cancel, shown, losses,
---          request, options, user, bytes already in the log, {mailbox, demand, …}}
+--          request, options, user, bytes already in the log, {mailbox, demand, …},
+--          abandon rule set by a detach, or empty}
 local m = redis.call('HMGET', KEYS[1], 'state', 'mark', 'owner', 'lease', 'attempt', 'runs', 'losses', 'barren')
 if not m[1] then return {'GONE'} end
 if m[1] == 'done' then return {'TERMINAL'} end
@@ -34,6 +35,6 @@ local bytes = 0
 if attempt > 1 then
   for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do bytes = bytes + #entry[2][4] end
 end
-local f = redis.call('HMGET', KEYS[1], 'cancel', 'shown', 'request', 'options', 'user')
+local f = redis.call('HMGET', KEYS[1], 'cancel', 'shown', 'request', 'options', 'user', 'abandon')
 return {'OK', top + 1, attempt, runs, tonumber(f[1]), tonumber(f[2]), losses, f[3], f[4], f[5], bytes,
-  redis.call('HGETALL', KEYS[3])}
+  redis.call('HGETALL', KEYS[3]), f[6] or ''}

@@ -10,6 +10,7 @@
 --                        cancel   1 once somebody cancelled
 --                        shown    1 while content is visible that a restart must reset
 --                        user     who asked; request, options: MessagePack; lane; created: server time, ms
+--                        abandon  rule that a detach set in place of the option, absent until then
 -- KEYS[2] log    stream  entries N-0: k kind, d data
 -- ARGV    mark, data of the `queued` entry, user, request, options, lane, ttl in ms
 -- returns {"CREATED" | "EXISTS", state}

@@ -1,0 +1,67 @@
+"""One viewer of one stream: a cursor and a window, no queue and no I/O (protocol §4, §6).
+
+A live frame is *offered*; an attachment that cannot take it as it is (behind, ahead of this hub's tail, inside the
+frame, out of window, paced, socket full) is *pumped* later from the entries held or the log, as soon as it has room.
+Progress never depends on a later ack.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.protocol.window import SendWindow
+
+if TYPE_CHECKING:
+    from hub.endpoint import Endpoint
+    from hub.tail import Tail
+
+
+class Attachment(SendWindow):
+    """`sent` is the cursor: the last offset written to this viewer's socket."""
+
+    __slots__ = (
+        "endpoint",
+        "is_live",
+        "is_reading",
+        "is_stalled",
+        "next_delta_at",
+        "pace_s",
+        "stream",
+        "tail",
+        "timer",
+    )
+
+    def __init__(
+        self, endpoint: Endpoint, tail: Tail, stream: str, start: int, size: int | None, ahead: int, pace_s: float
+    ) -> None:
+        super().__init__(size, start, ahead)
+        self.endpoint = endpoint
+        self.tail = tail
+        self.stream = stream
+        self.pace_s = pace_s
+        #: A paced viewer gets no delta before this time.
+        self.next_delta_at = 0.0
+        #: The `live` frame went out.
+        self.is_live = False
+        #: A log read for this viewer is under way; it will pump again.
+        self.is_reading = False
+        #: Out of window, and counted.
+        self.is_stalled = False
+        #: Set while a paced delta waits for its time.
+        self.timer = False
+
+    def through(self, top: int) -> int:
+        """The last offset that may be sent now, given the stream's top."""
+        return top if top <= self.limit else int(self.limit)
+
+    def wait_for_pace(self, now: float, has_entry: bool) -> float:
+        """Seconds until text may go; 0 when it may now. An entry that is no text takes the text before it along."""
+        if not self.pace_s or has_entry or now >= self.next_delta_at:
+            return 0.0
+        return self.next_delta_at - now
+
+    def restart(self, offset: int) -> None:
+        """Begin again after `offset`, as an `attached` answer or push says."""
+        self.sent = self.acked = offset
+        self.limit = float("inf") if self.size is None else offset + self.size
+        self.is_live = False

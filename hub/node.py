@@ -1,0 +1,102 @@
+"""One hub process: what its connections share."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from headrace.protocol.codes import CloseCode
+from headrace.protocol.frames import Drain, StatusFrame
+from hub.auth import Authenticator
+from hub.broker.broker import Broker
+from hub.metrics import Counts
+from hub.reconcile import Reconciler
+from hub.relay import Relay
+from hub.settings import HubSettings
+
+if TYPE_CHECKING:
+    from hub.endpoint import Endpoint
+
+
+class Node:
+    """`run` must be running while connections are served."""
+
+    def __init__(self, settings: HubSettings, broker: Broker) -> None:
+        self.settings = settings
+        self.broker = broker
+        self.auth = Authenticator(settings)
+        self.counts = Counts()
+        self.relay = Relay(broker, self.counts)
+        self.relay.on_degraded = self._tell_degraded
+        self.providers = frozenset(name.strip() for name in settings.providers.split(",") if name.strip())
+        self.origins = frozenset(origin.strip() for origin in settings.allowed_origins.split(",") if origin.strip())
+        self.connections: set[Endpoint] = set()
+        self.is_draining = False
+        self._devices: dict[tuple[str, str, str], Endpoint] = {}
+        #: Looks at sockets for signs of life; set by the server.
+        self.check_life: Callable[[float], None] = lambda now: None
+        self.now: Callable[[], float] = time.monotonic
+        self.counts.gauges["headrace_connections"] = ("Open connections.", lambda: len(self.connections))
+        self.counts.gauges["headrace_watched_streams"] = ("Streams watched.", lambda: len(self.relay.tails))
+
+    async def run(self) -> None:
+        """The hub's own tasks, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.relay.run())
+            tasks.create_task(Reconciler(self.relay).run())
+            tasks.create_task(self.broker.janitor.run())
+            tasks.create_task(self._watch_clock())
+
+    def connect(self, endpoint: Endpoint) -> None:
+        self.connections.add(endpoint)
+
+    @staticmethod
+    def new_connection_id() -> str:
+        return f"c_{secrets.token_urlsafe(9)}"
+
+    def welcome(self, endpoint: Endpoint) -> None:
+        """A connection said who it is: the same device's older one goes (protocol §2)."""
+        if endpoint.device is None or endpoint.identity is None:
+            return
+        name = (endpoint.identity.org, endpoint.identity.user, endpoint.device)
+        former = self._devices.get(name)
+        self._devices[name] = endpoint
+        if former is not None:
+            former.close(CloseCode.REPLACED, "replaced by the same device")
+
+    def forget(self, endpoint: Endpoint) -> None:
+        self.connections.discard(endpoint)
+        if endpoint.device is not None and endpoint.identity is not None:
+            name = (endpoint.identity.org, endpoint.identity.user, endpoint.device)
+            if self._devices.get(name) is endpoint:
+                del self._devices[name]
+
+    async def drain(self) -> None:
+        """Send everybody to another hub, spread over `drain_s`. New connections are refused meanwhile."""
+        self.is_draining = True
+        window = self.settings.drain_s
+        waiting = sorted(((random.random() * window, endpoint) for endpoint in self.connections), key=lambda w: w[0])
+        for delay, endpoint in waiting:
+            endpoint.send(Drain(int(delay * 1000)))
+        began = self.now()
+        for delay, endpoint in waiting:
+            await asyncio.sleep(max(0.0, began + delay - self.now()))
+            endpoint.close(CloseCode.DRAIN, "drain")
+
+    def _tell_degraded(self) -> None:
+        for endpoint in self.connections:
+            if endpoint.attachments and endpoint.is_writable:
+                endpoint.send(StatusFrame("degraded", after_ms=1000))
+
+    async def _watch_clock(self) -> None:
+        """Once a second: `hello` and token deadlines, pings and signs of life."""
+        while True:
+            await asyncio.sleep(1)
+            now, unix_now = self.now(), time.time()
+            for endpoint in list(self.connections):
+                endpoint.check_clock(now, unix_now)
+            self.check_life(now)

@@ -1,0 +1,268 @@
+"""uvicorn's WebSocket protocol, made to write ready frames and to let go of dead peers.
+
+What differs from the base class, and why:
+
+- whole messages go straight to the endpoint: no queue, no task switch, reading pauses when the endpoint says so
+- ready frames go straight to the transport; its water marks tell the endpoint when to stop and go on
+- any byte is a sign of life, and so is progress in what the peer's kernel took; a peer without either for two
+  heartbeats is aborted: closing politely would wait for ever behind what it does not read
+- fragments of a message are capped, an oversized control flood counts as a sign of flooding
+- shutdown leaves connections to `Node.drain`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import signal
+import socket
+import struct
+import termios
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+from headrace.protocol.codes import CloseCode
+from hub.endpoint import Endpoint
+from hub.node import Node
+from hub.settings import HubSettings
+
+#: Bytes that wait in a socket's own buffers before the hub stops writing to it.
+HIGH_WATER = 64 * 1024
+#: Fragments of one message.
+MAX_FRAGMENTS = 64
+#: A message above `message_bytes` is answered; one above this many times that is cut off (1009).
+HARD_SIZE_FACTOR = 4
+#: Time for a peer to answer a close.
+CLOSE_TIMEOUT_S = 2.0
+_PING = b"\x89\x00"
+
+
+class HubProtocol(WebSocketsSansIOProtocol):
+    """One socket. `endpoint` is set by the ASGI application once the upgrade is accepted."""
+
+    endpoint: Endpoint | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        now = self.loop.time()
+        self.seen_at = now
+        self.pinged_at = now
+        self._written = 0
+        self._taken = 0
+        self._held = False
+        self._fragments = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+
+    async def run_asgi(self) -> None:
+        self.scope["headrace.socket"] = self  # type: ignore[typeddict-unknown-key]
+        await super().run_asgi()
+
+    # -- what the endpoint asks for ----------------------------------------------------------------------
+
+    def write_message(self, wire: bytes) -> None:
+        """Write one complete message. After the close nothing is written any more."""
+        if not self.close_sent and not self.disconnected:
+            self._written += len(wire)
+            self.transport.write(wire)
+
+    def close_with(self, code: int, reason: str) -> None:
+        """Start the closing handshake; a peer that does not answer it is cut off after CLOSE_TIMEOUT_S."""
+        if self.close_sent or self.disconnected:
+            return
+        self.close_sent = True
+        if not self.writable.is_set():
+            self.transport.abort()
+            return
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.hold_reading(False)
+        self.close_timer = self.loop.call_later(CLOSE_TIMEOUT_S, self.transport.abort)
+
+    def hold_reading(self, held: bool) -> None:
+        """Pause or resume reading from this peer."""
+        if held is self._held or self.transport.is_closing():
+            return
+        self._held = held
+        if held:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    # -- what the socket tells ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self.seen_at = self.loop.time()
+        super().data_received(data)
+
+    def send_receive_event_to_app(self) -> None:
+        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        self.frames = []
+        self._fragments = 0
+        endpoint = self.endpoint
+        if endpoint is None or self.close_sent:
+            return
+        is_text = self.curr_msg_data_type == "text"
+        if is_text and not _is_utf8(data):
+            self.close_with(1007, "not UTF-8")
+            return
+        endpoint.message_received(bytes(data), is_text)
+
+    def handle_cont(self, event: Frame) -> None:
+        self._fragments += 1
+        if self._fragments > MAX_FRAGMENTS:
+            self.close_with(CloseCode.FLOODING, "too many fragments")
+            return
+        super().handle_cont(event)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.endpoint is not None:
+            self.endpoint.not_writable()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.endpoint is not None and not self.close_sent:
+            self.endpoint.writable_again()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.endpoint is not None:
+            self.endpoint.closed()
+            self.endpoint = None
+
+    def start_keepalive(self) -> None:
+        """`check_life` pings all sockets from one task: two timers a connection would cost more than the rest."""
+
+    def shutdown(self) -> None:
+        if self.handshake_complete:
+            self.close_with(CloseCode.DRAIN, "drain")
+        else:
+            super().shutdown()
+
+    # -- signs of life -----------------------------------------------------------------------------------
+
+    def check_life(self, now: float, heartbeat_s: float) -> None:
+        if self.close_sent or not self.handshake_complete:
+            return
+        if now - self.seen_at > 2 * heartbeat_s and not self._has_progressed(now):
+            if self.endpoint is not None:
+                self.endpoint.is_writable = False
+            if self.writable.is_set():
+                self.close_with(CloseCode.NO_SIGN_OF_LIFE, "no sign of life")
+            else:
+                self.close_sent = True
+                self.transport.abort()
+        elif now - max(self.seen_at, self.pinged_at) >= heartbeat_s:
+            self.pinged_at = now
+            if self.writable.is_set():
+                self.write_message(_PING)
+
+    def _has_progressed(self, now: float) -> bool:
+        """Whether the peer's kernel took anything since the last look: a slow link whose pong is queued lives."""
+        taken = self._written - self.transport.get_write_buffer_size() - _unsent(self.transport)
+        if taken <= self._taken:
+            return False
+        self._taken = taken
+        self.seen_at = now
+        return True
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes in the kernel's send queue that the peer has not acknowledged; 0 where the system does not tell."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    except (OSError, AttributeError):
+        return 0
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class HubServer(uvicorn.Server):
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends it now."""
+
+    def __init__(self, config: uvicorn.Config, node: Node) -> None:
+        super().__init__(config)
+        self._node = node
+        self._drain: asyncio.Task[None] | None = None
+        node.check_life = self._check_life
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self._drain is None:
+            self._drain = asyncio.get_running_loop().create_task(self._drain_then_exit())
+        else:
+            self._drain.cancel()
+            self.force_exit = self.should_exit = True
+
+    async def _drain_then_exit(self) -> None:
+        try:
+            async with asyncio.timeout(self._node.settings.drain_s + 5):
+                await self._node.drain()
+        except TimeoutError:
+            pass
+        finally:
+            self.should_exit = True
+
+    def _check_life(self, now: float) -> None:
+        loop_now = asyncio.get_running_loop().time()
+        heartbeat_s = self._node.settings.heartbeat_s
+        for protocol in list(self.server_state.connections):
+            if isinstance(protocol, HubProtocol):
+                protocol.check_life(loop_now, heartbeat_s)
+
+    async def serve_until_exit(self, sock: socket.socket) -> None:
+        """Serve on a listening socket; signals of this process drain it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError, RuntimeError):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+        await self._serve([sock])
+
+
+def make_config(app: Any, settings: HubSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        interface="asgi3",
+        ws=HubProtocol,
+        ws_per_message_deflate=False,
+        ws_max_size=HARD_SIZE_FACTOR * settings.message_bytes,
+        ws_ping_interval=None,
+        ws_ping_timeout=None,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections keep little in the kernel: pings must not queue behind much data."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, HIGH_WATER)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+        sock.bind((host, port))
+        sock.listen(4096)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock

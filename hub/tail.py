@@ -1,0 +1,198 @@
+"""What a hub holds of a watched stream, and frames cut from it: encoded once per encoding, shared by all viewers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from msgspec import UNSET
+
+from headrace.protocol.codec import Codec
+from headrace.protocol.cursor import MarkRuns
+from headrace.protocol.entries import DELTA_KINDS, Entry, decode_data, delta_text
+from headrace.protocol.frames import DELTA_BYTES, Delta, EntryFrame, StreamState
+from hub.attachment import Attachment
+from hub.broker.keys import StreamKey, stream_of
+from hub.broker.mailbox import Part
+
+#: Entries held of one stream; what is older is read from the log.
+TAIL_BYTES = 256 * 1024
+#: Entries held of all streams of a hub.
+HELD_BYTES = 256 * 1024 * 1024
+#: Packets kept back while a stream is being opened or repaired. What does not fit is read from the log.
+BUFFERED_PARTS = 256
+
+
+class Held:
+    """Bytes that all tails of a hub hold together."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class Frame:
+    """One frame of a stream, encoded at most once for each encoding."""
+
+    __slots__ = ("_encoded", "_frame", "first", "is_delta", "last")
+
+    def __init__(self, frame: Delta | EntryFrame, first: int) -> None:
+        self._frame = frame
+        self._encoded: dict[str, bytes] = {}
+        self.first = first
+        self.last = frame.offset
+        self.is_delta = type(frame) is Delta
+
+    def wire(self, codec: Codec) -> bytes:
+        """The frame as a complete WebSocket message."""
+        wire = self._encoded.get(codec.subprotocol)
+        if wire is None:
+            wire = self._encoded[codec.subprotocol] = prepare(codec.encode(self._frame), codec.is_text)
+        return wire
+
+
+def prepare(payload: bytes, is_text: bool) -> bytes:
+    """A server's WebSocket message around `payload` (RFC 6455 §5.2): final, unmasked."""
+    opcode = b"\x81" if is_text else b"\x82"
+    size = len(payload)
+    if size < 126:
+        return opcode + bytes((size,)) + payload
+    if size < 65536:
+        return opcode + b"\x7e" + size.to_bytes(2) + payload
+    return opcode + b"\x7f" + size.to_bytes(8) + payload
+
+
+def cut(stream: str, runs: MarkRuns, first: int, entries: Sequence[Entry]) -> Iterator[Frame]:
+    """Frames for `entries`, the first of which has offset `first`. Neighbouring text merges, never across marks."""
+    index = 0
+    while index < len(entries):
+        offset = first + index
+        mark = runs.at(offset)
+        changed = mark if mark != runs.at(offset - 1) else None
+        kind, data = entries[index]
+        if kind not in DELTA_KINDS:
+            yield Frame(EntryFrame(stream, offset, kind, decode_data(kind, data), changed), offset)
+            index += 1
+            continue
+        call, text = delta_text(kind, data)
+        texts, size, end = [text], len(data), index + 1
+        run_end = runs.run_end(offset)
+        while end < len(entries) and entries[end][0] == kind and (run_end is None or first + end <= run_end):
+            data = entries[end][1]
+            more_call, text = delta_text(kind, data)
+            if more_call != call or size + len(data) > DELTA_BYTES:
+                break
+            texts.append(text)
+            size += len(data)
+            end += 1
+        last = first + end - 1
+        merged = texts[0] if len(texts) == 1 else "".join(texts)
+        yield Frame(
+            Delta(stream, offset if last > offset else UNSET, last, kind, call, merged, changed),  # type: ignore[arg-type]
+            offset,
+        )
+        index = end
+
+
+class Tail:
+    """The newest entries of one watched stream: offsets `base` + 1 … `top`, without a hole.
+
+    While `is_open` is unset (being opened, or repaired from the log) parts are kept in `buffer`.
+    """
+
+    __slots__ = (
+        "_held", "_size", "accepted_at", "attachments", "base", "buffer", "cancelled", "demand", "demand_told",
+        "entries", "idle_since", "is_open", "key", "last_news", "missed", "opened", "owner", "runs", "spent_since",
+        "stalled", "state", "stream", "suspect", "top", "unacked_viewers",
+    )  # fmt: skip
+
+    def __init__(self, key: StreamKey, held: Held, now: float) -> None:
+        self.key = key
+        self.stream = stream_of(key)
+        self.state: StreamState = "queued"
+        self.top = 0
+        self.base = 0
+        self.entries: list[Entry] = []
+        self.runs = MarkRuns()
+        self.owner = ""
+        self.attachments: list[Attachment] = []
+        self.is_open = False
+        #: Resolves when the stream was opened; None once it is open.
+        self.opened: asyncio.Future[None] | None = None
+        self.buffer: list[tuple[str, Part]] = []
+        #: A part did not fit the buffer, or a hole was found meanwhile: read the log once more.
+        self.missed = False
+        #: Greatest limit that any viewer reached, and what the owner was told of it.
+        self.demand = 0
+        self.demand_told = 0
+        self.unacked_viewers = False
+        #: When the last viewer left / when all viewers were seen out of window.
+        self.idle_since: float | None = now
+        self.spent_since: float | None = None
+        self.last_news = now
+        self.cancelled = False
+        self.stalled = False
+        #: A top seen in Redis that has not arrived here yet.
+        self.suspect = 0
+        #: When this hub accepted the request; None once the first content was delivered, or if another hub did.
+        self.accepted_at: float | None = None
+        self._held = held
+        self._size = 0
+
+    def begin(self, state: StreamState, top: int, runs: MarkRuns, owner: str) -> None:
+        """Take a stream's facts as they are in Redis. What was held before is another history, or nothing."""
+        self._let_go(len(self.entries))
+        self.state, self.top, self.base, self.runs, self.owner = state, top, top, runs, owner
+
+    def append(self, mark: str, entries: Sequence[Entry]) -> int:
+        """Add entries that follow on the top; returns the offset of the first."""
+        first = self.top + 1
+        if mark != self.runs.last:
+            self.runs.add(first, mark)
+        self.entries.extend(entries)
+        self.top += len(entries)
+        self._hold(entries)
+        kind = entries[-1][0]
+        if kind == "done":
+            self.state = "done"
+        elif self.state == "queued" and kind != "queued":
+            self.state = "running"
+        return first
+
+    def prepend(self, first: int, entries: Sequence[Entry]) -> None:
+        """Keep entries read from the log, if they reach the ones held and there is room."""
+        size = sum(len(data) for _, data in entries)
+        fits = self._size + size <= TAIL_BYTES and self._held.bytes + size <= HELD_BYTES
+        reach = first + len(entries) - 1
+        if fits and first <= self.base <= reach:
+            kept = entries[: self.base + 1 - first]
+            self.entries[:0] = kept
+            self.base = first - 1
+            self._hold(kept)
+
+    def holds(self, offset: int) -> bool:
+        return offset > self.base
+
+    def slice(self, first: int, last: int) -> list[Entry]:
+        """Entries held, `first` to `last`."""
+        return self.entries[first - 1 - self.base : last - self.base]
+
+    def release(self) -> None:
+        """Stop holding anything: the stream is not watched any more."""
+        self._let_go(len(self.entries))
+        self.base = self.top
+
+    def _hold(self, entries: Sequence[Entry]) -> None:
+        for _, data in entries:
+            self._size += len(data)
+            self._held.bytes += len(data)
+        if self._size > TAIL_BYTES or self._held.bytes > HELD_BYTES:
+            self._let_go(max(1, len(self.entries) // 2))
+
+    def _let_go(self, count: int) -> None:
+        for _, data in self.entries[:count]:
+            self._size -= len(data)
+            self._held.bytes -= len(data)
+        del self.entries[:count]
+        self.base += count

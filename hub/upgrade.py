@@ -1,0 +1,76 @@
+"""`/v1/ws`: from an HTTP upgrade to an endpoint. Bare ASGI: a framework's route costs 5 KiB an idle connection."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from headrace.protocol.codec import CODECS, JSON, Codec
+from headrace.protocol.codes import CloseCode
+from hub.endpoint import Endpoint
+from hub.node import Node
+
+
+class WebSocketUpgrade:
+    """The ASGI application at `/v1/ws`. Needs the protocol class of hub/server.py."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        node = self._node
+        await receive()  # websocket.connect
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        codec = _codec(scope["subprotocols"])
+        if codec is None:
+            await _respond(send, 400, b"offer headrace.v1.json or headrace.v1.msgpack")
+            return
+        if not self._may_come_from(headers):
+            await _respond(send, 403, b"this origin is not allowed; see HEADRACE_ALLOWED_ORIGINS")
+            return
+        socket = scope.get("headrace.socket")
+        if socket is None:
+            await _respond(send, 500, b"run this application with `headrace hub`")
+            return
+        subprotocol = codec.subprotocol if scope["subprotocols"] else None
+        endpoint = Endpoint(node, socket, codec, node.new_connection_id(), _bearer(headers))
+        node.connect(endpoint)
+        socket.endpoint = endpoint
+        try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        except OSError:
+            endpoint.closed()
+            raise
+        if node.is_draining:
+            endpoint.close(CloseCode.DRAIN, "drain")
+        elif len(node.connections) > node.settings.connections:
+            endpoint.close(CloseCode.OVERLOADED, "too many connections on this hub")
+        del scope, headers, socket, endpoint
+        await receive()  # messages go straight to the endpoint: the only event left is the disconnect
+
+    def _may_come_from(self, headers: dict[bytes, bytes]) -> bool:
+        """Browsers send Origin: theirs must be allowed, or be the hub's own. CORS does not cover WebSockets."""
+        origin = headers.get(b"origin")
+        if origin is None or "*" in self._node.origins:
+            return True
+        text = origin.decode("latin-1")
+        return text in self._node.origins or urlsplit(text).netloc == headers.get(b"host", b"").decode("latin-1")
+
+
+def _codec(offered: list[str]) -> Codec | None:
+    """The first subprotocol offered that we speak; JSON when none is offered."""
+    if not offered:
+        return JSON
+    return next((CODECS[name] for name in offered if name in CODECS), None)
+
+
+def _bearer(headers: dict[bytes, bytes]) -> str | None:
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+async def _respond(send: Any, status: int, text: bytes) -> None:
+    await send(
+        {"type": "websocket.http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]}
+    )
+    await send({"type": "websocket.http.response.body", "body": text})

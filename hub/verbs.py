@@ -1,0 +1,276 @@
+"""What a client can ask for that needs Redis: generate, attach, detach, cancel, list, refresh (protocol §2–§4).
+
+Every verb is authorised here: by the tenant in the key, and by the scripts against the stream's owner. Whatever a
+verb raises as `Rejected` is answered with an `error`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from headrace.protocol import frames
+from headrace.protocol.body import Body, Options
+from headrace.protocol.cursor import Cursor
+from headrace.protocol.entries import Done, TextDigest, encode_data
+from hub.attachment import Attachment
+from hub.auth import Identity, TokenExpired, TokenInvalid
+from hub.broker import keys
+from hub.broker.accept import RequestConflict, RequestGone
+from hub.broker.keys import StreamKey
+from hub.broker.log import Absent, StreamView
+from hub.broker.mailbox import HubPacket, Part, Wish, post
+from hub.errors import Rejected, not_found
+from hub.node import Node
+from hub.recovery import resume_at
+from hub.tail import Tail
+
+if TYPE_CHECKING:
+    from hub.endpoint import Endpoint
+
+_STREAM = re.compile(r"[gs]_[A-Za-z0-9]{16}")
+#: Choices of a model that are no `provider/model`.
+MODEL_CHOICES = frozenset({"fast", "standard", "premium", "simple", "medium", "complex"})
+#: Fields of `generate` that this version cannot honour. Said, never ignored.
+_UNSUPPORTED = (
+    "provider", "fallbacks", "tools", "tool_choice", "schema", "session", "retry_of",
+)  # fmt: skip
+_CANCELLED = encode_data(Done("cancelled", "cancelled", 0, TextDigest().hexdigest()))
+
+
+class Verbs:
+    """The verbs of one connection."""
+
+    __slots__ = ("_endpoint", "_latest", "_node")
+
+    def __init__(self, endpoint: Endpoint, node: Node) -> None:
+        self._endpoint = endpoint
+        self._node = node
+        #: The newest attach of each stream that is under way: it supersedes those before it.
+        self._latest: dict[str, object] = {}
+
+    # -- generate ----------------------------------------------------------------------------------------
+
+    async def generate(self, frame: frames.Generate) -> None:
+        identity = self._identity
+        body = Body.of(frame)
+        self._check_request(frame, body)
+        on_abandon = frame.on_abandon or ("cancel" if frame.attach else "continue")
+        options = Options(on_abandon, frame.abandon_after_ms, frame.on_worker_loss, frame.metadata)
+        try:
+            key = await self._node.broker.accept(
+                org=identity.org,
+                user=identity.user,
+                request_key=frame.request,
+                body=body,
+                options=options,
+                now_ms=int(time.time() * 1000),
+            )
+        except RequestConflict:
+            raise Rejected("request_conflict", "this request key belongs to another request") from None
+        except RequestGone:
+            raise Rejected("gone", "this request was answered and its stream has expired; use a new key") from None
+        accepted_at = self._node.now()
+        stream = keys.stream_of(key)
+        if not frame.attach:
+            view = await self._look(key)
+            self._endpoint.send(self._accepted(frame.id, stream, view, self._endpoint.clamp(frame.window)))
+            return
+        await self._follow(
+            key,
+            None,
+            frame.window,
+            frame.pace_ms,
+            lambda view, offset, resumed, size: self._accepted(frame.id, stream, view, size),
+            accepted_at=accepted_at,
+        )
+
+    def _check_request(self, frame: frames.Generate, body: Body) -> None:
+        for name in _UNSUPPORTED:
+            if getattr(frame, name) is not None:
+                raise Rejected("unsupported", f"`{name}` is not available on this hub")
+        if frame.cache != "off" or frame.notify:
+            raise Rejected("unsupported", "`cache` and `notify` are not available on this hub")
+        limit = self._node.settings.prompt_bytes
+        if body.prompt_bytes > limit:
+            raise Rejected("prompt_too_long", f"the prompt has {body.prompt_bytes} bytes, the limit is {limit}")
+        provider, slash, model = frame.model.partition("/")
+        if frame.model not in MODEL_CHOICES and not (slash and model and provider in self._node.providers):
+            raise Rejected(
+                "unknown_model",
+                "the model must be fast, standard, premium, simple, medium, complex, or provider/model with one of: "
+                + ", ".join(sorted(self._node.providers)),
+            )
+
+    @staticmethod
+    def _accepted(id_: frames.Id, stream: str, view: StreamView, size: int | None) -> frames.Accepted:
+        return frames.Accepted(id_, stream, 0, view.runs.at(0), view.top, view.state, size)
+
+    # -- attach ------------------------------------------------------------------------------------------
+
+    async def attach(self, frame: frames.Attach) -> None:
+        key = self._key(frame.stream)
+        after = frame.after
+
+        def answer(view: StreamView, offset: int, resumed: bool, size: int | None) -> frames.Attached:
+            mark = view.runs.at(offset)
+            if isinstance(after, Cursor):
+                self._node.counts.resumes += resumed
+                self._node.counts.restarts += not resumed
+            return frames.Attached(
+                frame.id,
+                frame.stream,
+                resumed,
+                offset,
+                mark,
+                view.top,
+                view.state,
+                size,
+            )
+
+        await self._follow(key, after, frame.window, frame.pace_ms, answer)
+
+    async def _follow(
+        self, key: StreamKey, after: Any, window: Any, pace_ms: int, answer: Any, accepted_at: float | None = None
+    ) -> None:
+        """Attach: answer and first frames are written in one go, nothing comes between."""
+        endpoint, relay = self._endpoint, self._node.relay
+        stream = keys.stream_of(key)
+        token = self._latest[stream] = object()
+        size = endpoint.clamp(window)
+        ahead = self._node.settings.window
+        start = after.offset if isinstance(after, Cursor) else 0
+        try:
+            if len(endpoint.attachments) >= self._node.settings.attachments and stream not in endpoint.attachments:
+                raise Rejected(
+                    "invalid_request", f"a connection follows at most {self._node.settings.attachments} streams"
+                )
+            tail, view = await relay.watch(
+                key, user=self._identity.user, may_read=self._identity.may("streams:read"),
+                demand=start + (ahead if size is None else size),
+            )  # fmt: skip
+            if self._latest.get(stream) is not token:
+                raise Rejected("invalid_request", "a later attach to this stream took this one's place")
+        finally:
+            if self._latest.get(stream) is token:
+                del self._latest[stream]
+        view = _newest(view, tail)
+        resumed, offset = (True, view.top) if after == "now" else resume_at(after, view.top, view.runs)
+        former = endpoint.attachments.pop(stream, None)
+        if former is not None:
+            relay.remove(former)
+        if accepted_at is not None and view.top <= 1:
+            tail.accepted_at = accepted_at
+        attachment = Attachment(endpoint, tail, stream, offset, size, ahead, pace_ms / 1000)
+        endpoint.attachments[stream] = attachment
+        endpoint.send(answer(view, offset, resumed, size))
+        relay.add(attachment)
+
+    async def _look(self, key: StreamKey) -> StreamView:
+        """A stream's facts, without following it."""
+        try:
+            return await self._node.broker.log.attach(
+                key, user=self._identity.user, may_read=self._identity.may("streams:read"), mailbox="", demand=0
+            )
+        except Absent:
+            raise not_found() from None
+
+    # -- the rest ----------------------------------------------------------------------------------------
+
+    async def detach(self, frame: frames.Detach) -> None:
+        """A detach that changes what happens when nobody is left: a fact first, a message after."""
+        key = self._key(frame.stream)
+        assert frame.on_abandon is not None
+        try:
+            owner = await self._node.broker.log.set_abandon(
+                key, user=self._identity.user, may_cancel=self._identity.may("streams:cancel"), rule=frame.on_abandon
+            )
+        except Absent:
+            raise not_found() from None
+        tail = self._node.relay.tails.get(key)
+        if tail is not None and owner:
+            self._node.relay.tell(tail, Wish(key, 0, on_abandon=frame.on_abandon))
+        elif owner:
+            await self._node.relay.say(owner, Wish(key, 0, on_abandon=frame.on_abandon))
+        if frame.id is not None:
+            self._endpoint.send(frames.Ok(frame.id))
+
+    async def cancel(self, frame: frames.Cancel) -> None:
+        """Durable before it is answered; the message to the owner only makes it fast."""
+        key = self._key(frame.stream)
+        broker, relay = self._node.broker, self._node.relay
+        try:
+            outcome = await broker.log.cancel(
+                key,
+                user=self._identity.user,
+                may_cancel=self._identity.may("streams:cancel"),
+                done=_CANCELLED,
+                ttl_ms=int(broker.settings.retention_s * 1000),
+            )
+        except Absent:
+            raise not_found() from None
+        tail = relay.tails.get(key)
+        if outcome.owner:
+            if tail is not None:
+                tail.cancelled = True
+            await relay.say(outcome.owner, Wish(key, tail.demand if tail else 0, cancel=True))
+        for watcher in outcome.watchers:
+            packet = HubPacket("", [Part(key, outcome.mark, outcome.offset, [("done", _CANCELLED)])])
+            await post(broker.connections.control, watcher, packet, broker.settings.mailbox_packets)
+        self._endpoint.send(frames.Ok(frame.id))
+
+    async def list(self, frame: frames.ListStreams) -> None:
+        """The caller's own streams, newest first; those that expired are left out."""
+        identity, broker = self._identity, self._node.broker
+        name = keys.user_streams(identity.org, identity.user)
+        redis: Any = broker.connections.control
+        rows = await redis.zrange(name, 0, 199, desc=True, withscores=True)
+        streams = [(member.decode(), int(created)) for member, created in rows]
+        standings = await broker.log.standings([keys.stream_key(identity.org, stream) for stream, _ in streams])
+        infos = [
+            frames.StreamInfo(stream, standing.state, standing.top, created)
+            for (stream, created), standing in zip(streams, standings, strict=True)
+            if standing is not None and frame.state in (None, standing.state)
+        ]
+        self._endpoint.send(frames.Streams(frame.id, infos))
+
+    async def refresh(self, frame: frames.Refresh) -> None:
+        """Take a new token of the same user; every attachment is checked again under it."""
+        endpoint = self._endpoint
+        try:
+            identity = self._node.auth.identify(frame.token)
+        except TokenExpired:
+            raise Rejected("token_expired", "this token has expired too") from None
+        except TokenInvalid:
+            raise Rejected("unauthenticated", "not a valid token; the one before stays in force") from None
+        if (identity.user, identity.org) != (self._identity.user, self._identity.org):
+            raise Rejected("forbidden", "a connection keeps its user and organisation")
+        endpoint.identity = identity
+        for attachment in list(endpoint.attachments.values()):
+            try:
+                await self._look(attachment.tail.key)
+            except Rejected as rejected:
+                if endpoint.attachments.pop(attachment.stream, None) is attachment:
+                    self._node.relay.remove(attachment)
+                    endpoint.send(rejected.frame(stream=attachment.stream))
+        endpoint.send(frames.Ok(frame.id))
+
+    @property
+    def _identity(self) -> Identity:
+        identity = self._endpoint.identity
+        assert identity is not None, "verbs run after hello"
+        return identity
+
+    def _key(self, stream: str) -> StreamKey:
+        """The key of a stream in the caller's tenant; a name that no stream can have is a stream that is not there."""
+        if not _STREAM.fullmatch(stream):
+            raise not_found()
+        return keys.stream_key(self._identity.org, stream)
+
+
+def _newest(view: StreamView, tail: Tail) -> StreamView:
+    """The later of what the script saw and what has arrived since: the answer must not lie behind either."""
+    if tail.top > view.top and tail.runs.fits(Cursor(view.top, view.runs.at(view.top)), tail.top):
+        return StreamView(tail.state, tail.top, tail.runs, tail.owner, view.cancelled)
+    return view
