@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import structlog
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, WebSocketRoute
 
@@ -23,6 +25,7 @@ def create_app(settings: HubSettings, broker: Broker) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         running = asyncio.create_task(node.run())
+        running.add_done_callback(_end_process)
         try:
             yield
         finally:
@@ -34,3 +37,10 @@ def create_app(settings: HubSettings, broker: Broker) -> Starlette:
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.node = node
     return app
+
+
+def _end_process(running: asyncio.Task[None]) -> None:
+    """A hub whose own tasks broke must not go on looking alive."""
+    if not running.cancelled() and running.exception() is not None:
+        structlog.get_logger(__name__).critical("hub broke", exc_info=running.exception())
+        signal.raise_signal(signal.SIGTERM)

@@ -104,8 +104,8 @@ class Reconciler:
             else:
                 self._check_viewers(tail)
                 if standing.owner and standing.owner != tail.owner and tail.state != "done":
-                    relay.counts.repairs += 1
-                    await relay.repair(tail)
+                    tail.owner = standing.owner
+                    relay.announce(tail)
         if suspects:
             await asyncio.sleep(SUSPECT_S)
             for tail, top in suspects:

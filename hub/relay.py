@@ -240,7 +240,7 @@ class Relay:
                 tail.demand = demand
                 tail.begin(view.state, view.top, view.runs, view.owner)
                 self._set_open(tail)
-                self._announce(tail)
+                self.announce(tail)
                 if mailbox != self.mailbox:
                     self.spawn(self.repair(tail))  # interest was written under a name that is gone
             elif tail.opened is not None:
@@ -270,7 +270,8 @@ class Relay:
             tail.missed = False
             self.spawn(self.repair(tail))
 
-    def _announce(self, tail: Tail) -> None:
+    def announce(self, tail: Tail) -> None:
+        """Tell the owner that this hub watches; it answers with the offset it relayed last."""
         if tail.state != "done" and tail.owner:
             self.tell(tail, Wish(tail.key, 0, announce=True, cancel=tail.cancelled))
 
@@ -315,7 +316,7 @@ class Relay:
             self._begin_again(tail, view)
         tail.state = view.state if tail.state != "done" else "done"
         self._set_open(tail)
-        self._announce(tail)
+        self.announce(tail)
 
     def _begin_again(self, tail: Tail, view: StreamView) -> None:
         """Do for each viewer what `attach` with its last sent cursor would do, and tell it (protocol §4)."""

@@ -9,4 +9,5 @@ accept       how a request becomes a stream, in ordered, repeatable steps
 mailbox      the live path between processes
 janitor      what nobody owns is finished or handed on
 connections  one factory for every Redis client; `resp` beside it for the hot path
+embedded     which Redis to use, and a private one where none is given; `lifeline` ends it with its owner
 """

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -19,6 +20,8 @@ from hub.broker import keys
 from hub.broker.connections import BLOCK_MS, COMMAND_TIMEOUT_S, Connections
 from hub.broker.keys import StreamKey
 from hub.broker.resp import Command, RawConnection, ReplyError
+
+log_ = structlog.get_logger(__name__)
 
 #: A packet is closed once it holds this much.
 PACKET_BYTES = 64 * 1024
@@ -153,7 +156,15 @@ class MailboxReader:
             return []
         rows = _rows(reply)
         self._last = rows[-1][0]
-        return [_decode(fields[1]) for _, fields in rows if fields[0] == b"p"]
+        packets = []
+        for _, fields in rows:
+            if fields[0] == b"p":
+                try:
+                    packets.append(_decode(fields[1]))
+                except msgspec.MsgspecError:
+                    # Another version's packet: what it brings is in the log.
+                    log_.warning("packet not understood", bytes=len(fields[1]))
+        return packets
 
     async def close(self) -> None:
         """Remove the mailbox, so that others notice at once."""
