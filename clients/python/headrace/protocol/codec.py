@@ -11,7 +11,9 @@ import msgspec
 from headrace.protocol import frames
 from headrace.protocol.frames import BATCH_FRAMES, ClientFrame, HubFrame
 
-_CLIENT_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in ClientFrame.__args__)  # type: ignore[attr-defined]
+_CLIENT_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in ClientFrame.__args__)
+#: What is wrong may be quoted from the frame: an error stays small whatever came.
+_REASON_CHARACTERS: Final = 200
 _HUB_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in HubFrame.__args__)  # type: ignore[attr-defined]
 
 
@@ -31,12 +33,8 @@ class Fault:
 
 class _Envelope(msgspec.Struct):
     type: str
-    id: frames.Id | None = None
-    stream: frames.StreamId | None = None
-
-
-class _Type(msgspec.Struct):
-    type: str
+    id: Any = None
+    stream: Any = None
 
 
 class Codec:
@@ -51,7 +49,6 @@ class Codec:
         self._hub = encoding.Decoder(HubFrame).decode
         self._batch = encoding.Decoder(list[msgspec.Raw]).decode
         self._envelope = encoding.Decoder(_Envelope).decode
-        self._type = encoding.Decoder(_Type).decode
         self._any = encoding.Decoder().decode
 
     def encode_batch(self, batch: Sequence[msgspec.Struct]) -> bytes:
@@ -108,14 +105,11 @@ class Codec:
     def _fault(self, item: Any, reason: str, types: frozenset[Any]) -> Fault:
         """Name what is wrong with a frame that failed validation; raises if it has no `type` at all."""
         self._guard(self._any, item)  # validation stops at the first error: what follows may not even parse
-        kind = self._guard(self._type, item).type
-        try:
-            envelope = self._envelope(item)
-        except msgspec.ValidationError:
-            envelope = _Envelope(kind)
-        if kind not in types:
-            return Fault("unsupported", f"unknown frame type {kind[:32]!r}", envelope.id, envelope.stream)
-        return Fault("invalid_request", reason, envelope.id, envelope.stream)
+        envelope = self._guard(self._envelope, item)
+        id_, stream = _if_valid(envelope.id, frames.Id), _if_valid(envelope.stream, frames.StreamId)
+        if envelope.type not in types:
+            return Fault("unsupported", f"unknown frame type {envelope.type[:32]!r}", id_, stream)
+        return Fault("invalid_request", reason[:_REASON_CHARACTERS], id_, stream)
 
     @staticmethod
     def _guard(decode: Any, data: Any) -> Any:
@@ -123,6 +117,14 @@ class Codec:
             return decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             raise Undecodable(f"not decodable: {error}"[:120]) from None
+
+
+def _if_valid(value: Any, kind: Any) -> Any:
+    """The `id` or `stream` of a frame that is wrong elsewhere, so that its error can be told apart."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return None
 
 
 def _not_plain(frame: frames.Generate) -> str | None:

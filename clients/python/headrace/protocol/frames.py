@@ -50,7 +50,7 @@ class _Checked(msgspec.Struct, omit_defaults=True):
                     raise msgspec.ValidationError(f"{error} (in `{name}`)") from None
 
 
-class Message(_Checked, frozen=True):
+class Message(_Checked):
     """One turn of what the model is asked."""
 
     role: Literal["user", "assistant"]
@@ -174,7 +174,6 @@ class Accepted(msgspec.Struct, tag="accepted", tag_field="type"):
 class Attached(msgspec.Struct, tag="attached", tag_field="type"):
     """Answer of an attach; without `id` a push: history changed under the viewer, obey it like an answer."""
 
-    id: Id | UnsetType
     stream: StreamId
     resumed: bool
     offset: int
@@ -182,12 +181,13 @@ class Attached(msgspec.Struct, tag="attached", tag_field="type"):
     top: int
     state: StreamState
     window: int | None
+    id: Id | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, tag="delta", tag_field="type", omit_defaults=True, gc=False):
     stream: str
-    first: int | UnsetType
     offset: int
+    first: int | UnsetType = UNSET
     kind: Literal["text", "reasoning", "tool_input"] = "text"
     call: str | None = None
     text: str = ""
