@@ -1,0 +1,62 @@
+"""The client from code that is not async: one event loop in a background thread, and two small functions.
+
+Run a hub first (`scripts/dev`), then: python examples/sync_client.py
+For a single question `asyncio.run(...)` is enough; this keeps one connection for many.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+
+import headrace
+
+URL = os.environ.get("HEADRACE_URL", "ws://127.0.0.1:8080")
+
+
+class SyncClient:
+    """`with SyncClient(url, token) as client:` works like the async client, and blocks."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self._client = headrace.connect(url, token)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "SyncClient":
+        self._thread.start()
+        try:
+            self._run(self._client.__aenter__())
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def stream(self, prompt: str, **options) -> Iterator[headrace.Event]:
+        """The events of an answer, one after the other. Leaving the loop early stops watching."""
+
+        async def start() -> headrace.Generation:
+            return self._client.generate(prompt, **options)
+
+        generation = self._run(start())
+        try:
+            while (event := self._run(anext(generation, None))) is not None:
+                yield event
+        finally:
+            self._run(generation.aclose())
+
+
+if __name__ == "__main__":
+    with SyncClient(URL, os.environ.get("HEADRACE_TOKEN")) as client:
+        for event in client.stream("Why is the sky blue?"):
+            if isinstance(event, headrace.Text):
+                print(event.text, end="", flush=True)
+        print()
