@@ -207,6 +207,7 @@ class Endpoint:
             self._verbs = Verbs(self, self.node)
         verbs = self._verbs
         if isinstance(frame, Detach):
+            verbs.supersede(frame.stream)
             attachment = self.attachments.pop(frame.stream, None)
             if attachment is not None:
                 self.node.relay.remove(attachment)

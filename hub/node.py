@@ -32,8 +32,8 @@ class Node:
         self.counts = Counts()
         self.relay = Relay(broker, self.counts)
         self.relay.on_degraded = self._tell_degraded
-        self.providers = frozenset(name.strip() for name in settings.providers.split(",") if name.strip())
-        self.origins = frozenset(origin.strip() for origin in settings.allowed_origins.split(",") if origin.strip())
+        self.providers = _names(settings.providers) | ({"scripted"} if self.auth.is_open else frozenset())
+        self.origins = _names(settings.allowed_origins)
         self.connections: set[Endpoint] = set()
         self.is_draining = False
         self._devices: dict[tuple[str, str, str], Endpoint] = {}
@@ -100,3 +100,8 @@ class Node:
             for endpoint in list(self.connections):
                 endpoint.check_clock(now, unix_now)
             self.check_life(now)
+
+
+def _names(text: str) -> frozenset[str]:
+    """The items of a comma-separated setting."""
+    return frozenset(name.strip() for name in text.split(",") if name.strip())

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
-from msgspec import UNSET
 
 from headrace.protocol.codec import Codec
 from headrace.protocol.cursor import Cursor
@@ -327,7 +326,6 @@ class Relay:
             resumed, offset = resume_at(Cursor(attachment.sent, old_runs.at(attachment.sent)), view.top, view.runs)
             attachment.restart(offset)
             answer = Attached(
-                UNSET,
                 tail.stream,
                 resumed,
                 offset,

@@ -13,7 +13,10 @@ class HubSettings(BrokerSettings):
     jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens. At least 32 bytes.")
     auth: Literal["jwt", "none"] = Field("jwt", description="`none`: everybody is the user `dev`; loopback only.")
     allowed_origins: str = Field("", description="Comma-separated origins that browsers may connect from; `*` for any.")
-    providers: str = Field("anthropic,openai,fallback,scripted", description="Provider names that requests may use.")
+    providers: str = Field(
+        "anthropic,openai,fallback",
+        description="Provider names that requests may use. With `auth` `none`, `scripted` is one of them too.",
+    )
     heartbeat_s: float = Field(
         20.0, gt=0, le=300, description="The hub pings this often; no sign of life for two: dropped."
     )

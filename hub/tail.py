@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from msgspec import UNSET
 
@@ -19,6 +20,9 @@ from hub.broker.mailbox import Part
 TAIL_BYTES = 256 * 1024
 #: Entries held of all streams of a hub.
 HELD_BYTES = 256 * 1024 * 1024
+#: The schema's own strings: a default is left out of a frame only if it is the same object.
+_KIND: dict[str, Any] = {kind: kind for kind in DELTA_KINDS}
+
 #: Packets kept back while a stream is being opened or repaired. What does not fit is read from the log.
 BUFFERED_PARTS = 256
 
@@ -89,7 +93,7 @@ def cut(stream: str, runs: MarkRuns, first: int, entries: Sequence[Entry]) -> It
         last = first + end - 1
         merged = texts[0] if len(texts) == 1 else "".join(texts)
         yield Frame(
-            Delta(stream, offset if last > offset else UNSET, last, kind, call, merged, changed),  # type: ignore[arg-type]
+            Delta(stream, last, offset if last > offset else UNSET, _KIND[kind], call, merged, changed),
             offset,
         )
         index = end

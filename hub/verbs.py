@@ -109,6 +109,10 @@ class Verbs:
 
     # -- attach ------------------------------------------------------------------------------------------
 
+    def supersede(self, stream: str) -> None:
+        """An attach to this stream that is still under way is not to take effect: frames are taken in order."""
+        self._latest.pop(stream, None)
+
     async def attach(self, frame: frames.Attach) -> None:
         key = self._key(frame.stream)
         after = frame.after
@@ -118,16 +122,7 @@ class Verbs:
             if isinstance(after, Cursor):
                 self._node.counts.resumes += resumed
                 self._node.counts.restarts += not resumed
-            return frames.Attached(
-                frame.id,
-                frame.stream,
-                resumed,
-                offset,
-                mark,
-                view.top,
-                view.state,
-                size,
-            )
+            return frames.Attached(frame.stream, resumed, offset, mark, view.top, view.state, size, frame.id)
 
         await self._follow(key, after, frame.window, frame.pace_ms, answer)
 
@@ -151,7 +146,7 @@ class Verbs:
                 demand=start + (ahead if size is None else size),
             )  # fmt: skip
             if self._latest.get(stream) is not token:
-                raise Rejected("invalid_request", "a later attach to this stream took this one's place")
+                raise Rejected("invalid_request", "a later attach or detach of this stream took this one's place")
         finally:
             if self._latest.get(stream) is token:
                 del self._latest[stream]

@@ -36,6 +36,9 @@ LOST_ATTEMPTS = 6
 #: An index entry without a stream is kept this long: its accept may be under way.
 VANISHED_MS = 60_000
 
+#: Streams looked at in one trip, so that thousands never stall the loop.
+SLICE = 200
+
 FACTS = ("state", "owner", "lease", "created", "losses", "barren", "lane")
 Act = Literal["wait", "takeover", "enqueue", "overloaded", "bury", "remove"]
 
@@ -145,9 +148,12 @@ class Janitor:
         """Look at every stream whose time has come."""
         seconds, micros = await self._redis.time()
         now_ms = seconds * 1000 + micros // 1000
-        due = await self._live.due(now_ms, 200)
-        if not due:
-            return
+        due = await self._live.due(now_ms, SLICE)
+        for start in range(0, len(due), SLICE):
+            await self._look(due[start : start + SLICE], now_ms)
+            await asyncio.sleep(0)
+
+    async def _look(self, due: list[StreamKey], now_ms: int) -> None:
         facts = await self._log.facts(due, FACTS)
         oldest: dict[str, int | None] = {}
         looks: dict[StreamKey, int | None] = {}

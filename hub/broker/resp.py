@@ -70,7 +70,7 @@ class RawConnection:
         """Close the socket at once. Safe to repeat."""
         if self.is_open:
             self.is_open = False
-            self._writer.close()
+            self._connection._close()  # so that redis-py knows: it warns of what it thinks is left open
 
 
 class ReplyError(Exception):

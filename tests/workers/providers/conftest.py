@@ -1,0 +1,70 @@
+"""Real SDKs against a fake provider over real HTTP on loopback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from headrace.protocol.body import Body
+from headrace.protocol.frames import Message
+from tests.fakes import FakeProvider
+from workers.providers.anthropic import AnthropicProvider
+from workers.providers.openai import OpenAIProvider
+from workers.providers.sdk import SdkProvider
+
+#: A model that each fake accepts, by provider.
+MODELS = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}
+#: Marks what must never appear in a message.
+SECRET_KEY = "key-that-must-not-leak"
+SECRET_PROMPT = "prompt-that-must-not-leak"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, no provider settings of the machine; a key for each."""
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith(("ANTHROPIC_", "OPENAI_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", SECRET_KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET_KEY)
+
+
+@pytest.fixture
+async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
+    async with FakeProvider() as fake:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.base_url_anthropic)
+        monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url_openai)
+        yield fake
+
+
+@pytest.fixture(params=["anthropic", "openai"])
+async def provider(request: pytest.FixtureRequest, fake: FakeProvider) -> AsyncIterator[SdkProvider]:
+    """Each provider in turn, pointed at `fake`."""
+    made = make(request.param)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def anthropic(fake: FakeProvider) -> AsyncIterator[SdkProvider]:
+    made = make("anthropic")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def openai(fake: FakeProvider) -> AsyncIterator[SdkProvider]:
+    made = make("openai")
+    yield made
+    await made.close()
+
+
+def make(name: str, **options: float) -> SdkProvider:
+    return AnthropicProvider(**options) if name == "anthropic" else OpenAIProvider(**options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def body() -> Body:
+    return Body(messages=[Message(role="user", content=SECRET_PROMPT)])

@@ -1,0 +1,255 @@
+"""Anthropic's Messages API: requests through its SDK, events out of its stream's bytes.
+
+Key and URL come from what the SDK reads itself (`ANTHROPIC_API_KEY` or `ANTHROPIC_AUTH_TOKEN`, `ANTHROPIC_BASE_URL`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from headrace.protocol.body import Body
+from workers.providers import Citation, Event, Speaker, Stop, Usage
+from workers.providers.decoder import AnswerDecoder, MalformedStream
+from workers.providers.failures import Account, Failure, provider_failure
+from workers.providers.sdk import POOL_CONNECTIONS, SdkProvider, silence
+from workers.providers.tools import ToolSpec, chosen_tool, read_tool
+
+ACCOUNT = Account("anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
+
+#: The API demands a bound on the answer; this one when the request has none.
+MAX_TOKENS = 4096
+
+#: What the API's stop reasons mean here. `pause_turn` is an answer that is not finished: nearest to `length`.
+STOP_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "pause_turn": "length",
+    "tool_use": "tool",
+    "refusal": "refusal",
+    "model_context_window_exceeded": "context",
+}
+
+
+class AnthropicProvider(SdkProvider):
+    name = "anthropic"
+    account = ACCOUNT
+
+    def _make_client(self) -> Any:
+        import anthropic
+        import httpx2
+
+        silence("anthropic")
+        timeout = httpx2.Timeout(**self._timeouts())
+        limits = httpx2.Limits(max_connections=POOL_CONNECTIONS, max_keepalive_connections=100)
+        transport = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits)
+        return anthropic.AsyncAnthropic(max_retries=0, timeout=timeout, http_client=transport)
+
+    def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
+        request: AbstractAsyncContextManager[Any] = client.messages.with_streaming_response.create(
+            **request_fields(model, body), stream=True, extra_headers={"accept-encoding": "identity"}
+        )
+        return request
+
+    def _decoder(self) -> AnthropicDecoder:
+        return AnthropicDecoder()
+
+    def _failure(self, error: Exception) -> Failure | None:
+        import anthropic
+
+        if not isinstance(error, anthropic.APIStatusError):
+            return None
+        kinds = frozenset(kind for kind in (error.type, error.error_code) if kind)
+        return Failure(error.status_code, kinds, error.api_message or "", error.response.headers)
+
+
+def request_fields(model: str, body: Body) -> dict[str, Any]:
+    """Arguments of `messages.create` for `body`.
+
+    `temperature` is sent only if the request has one, and past the SDK, which dropped the parameter: the newest
+    models refuse it.
+    """
+    fields: dict[str, Any] = {
+        "model": model,
+        "max_tokens": body.max_tokens or MAX_TOKENS,
+        "messages": [{"role": message.role, "content": message.content} for message in body.messages],
+    }
+    if body.system:
+        fields["system"] = body.system
+    if body.stop:
+        fields["stop_sequences"] = body.stop
+    if body.tools:
+        fields["tools"] = [_tool(tool) for tool in body.tools]
+    if body.tool_choice is not None:
+        fields["tool_choice"] = _tool_choice(body.tool_choice)
+    if body.schema is not None:
+        fields["output_config"] = {"format": {"type": "json_schema", "schema": body.schema}}
+    if body.temperature is not None:
+        fields["extra_body"] = {"temperature": body.temperature}
+    return fields
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    spec = read_tool(tool)
+    if not isinstance(spec, ToolSpec):
+        return spec  # one of the provider's own
+    described = {"description": spec.description} if spec.description else {}
+    return {"name": spec.name, **described, "input_schema": spec.schema}
+
+
+def _tool_choice(choice: str | dict[str, Any]) -> dict[str, Any]:
+    name = chosen_tool(choice)
+    if name is not None:
+        return {"type": "tool", "name": name}
+    return choice if isinstance(choice, dict) else {"type": "any" if choice == "required" else choice}
+
+
+# -- the stream ------------------------------------------------------------------------------------------------
+
+
+class _Usage(msgspec.Struct, gc=False):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    type: str | None = None
+    text: str = ""
+    thinking: str = ""
+    partial_json: str = ""
+    citation: dict[str, Any] | None = None
+    stop_reason: str | None = None
+
+
+class _Block(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    id: str = ""
+    name: str = ""
+
+
+class _Message(msgspec.Struct, gc=False):
+    model: str = ""
+    usage: _Usage | None = None
+
+
+class _Error(msgspec.Struct, gc=False):
+    type: str | None = None
+    message: str | None = None
+
+
+class _Wire(msgspec.Struct, gc=False):
+    """Any event of the stream: one flat shape decodes faster than one per kind."""
+
+    type: str
+    index: int = 0
+    delta: _Delta | None = None
+    content_block: _Block | None = None
+    message: _Message | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+_KINDS = frozenset(
+    {
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "error",
+    }
+)
+
+
+class AnthropicDecoder(AnswerDecoder[_Wire]):
+    """Only `message_stop` ends an answer. Unknown events, blocks and deltas, pings and signatures are passed over."""
+
+    def __init__(self) -> None:
+        super().__init__(_Wire)
+        self._usage = _Usage()
+        self._reason = "stop"
+
+    def _known(self, data: Any) -> bool:
+        return not isinstance(data, dict) or data.get("type", "") in _KINDS
+
+    def _take(self, name: bytes, data: bytes, events: list[Event]) -> None:
+        wire = self._decode(data)
+        if wire is None:
+            return
+        kind = wire.type
+        if kind == "content_block_delta":
+            self._block_delta(wire, events)
+        elif kind == "content_block_start":
+            self._block_start(wire, events)
+        elif kind == "content_block_stop":
+            self._text(wire.index, self._joiner.flush(wire.index), events)
+            self._close_tool(wire.index, events)
+        elif kind == "message_delta":
+            if wire.delta is not None and wire.delta.stop_reason is not None:
+                self._reason = STOP_REASONS.get(wire.delta.stop_reason, "stop")
+            self._count(wire.usage, events)
+        elif kind == "message_stop":
+            self.stopping = True
+            self._stop(events)
+        elif kind == "message_start":
+            if wire.message is None:
+                raise MalformedStream
+            if wire.message.model:
+                events.append(Speaker(wire.message.model))
+            self._count(wire.message.usage, events)
+        elif kind == "error":
+            error = wire.error or _Error()
+            kinds = frozenset({error.type} if error.type else ())
+            raise provider_failure(ACCOUNT, Failure(0, kinds, error.message or ""), now=0.0)
+
+    def _block_delta(self, wire: _Wire, events: list[Event]) -> None:
+        delta = wire.delta
+        if delta is None:
+            raise MalformedStream
+        kind = delta.type
+        if kind == "text_delta":
+            self._text(wire.index, delta.text, events)
+        elif kind == "input_json_delta":
+            self._tool_input(wire.index, delta.partial_json, events)
+        elif kind == "thinking_delta":
+            self._reasoning(wire.index, delta.thinking, events)
+        elif kind == "citations_delta" and delta.citation is not None:
+            events.append(Citation(delta.citation))
+
+    def _block_start(self, wire: _Wire, events: list[Event]) -> None:
+        block = wire.content_block
+        if block is None:
+            raise MalformedStream
+        if block.type == "tool_use":  # tools that the provider runs itself are its own business
+            self._open_tool(wire.index, block.id, block.name, events)
+        elif block.type == "text" and block.text:
+            self._text(wire.index, block.text, events)
+        elif block.type == "thinking" and block.thinking:
+            self._reasoning(wire.index, block.thinking, events)
+
+    def _count(self, usage: _Usage | None, events: list[Event]) -> None:
+        """Figures of this API are totals so far: a later one replaces, and what is absent stays."""
+        if usage is None:
+            return
+        total = self._usage
+        for field in _Usage.__struct_fields__:
+            value = getattr(usage, field)
+            if value is not None:
+                setattr(total, field, value)
+        cached = total.cache_read_input_tokens or 0
+        entered = (total.input_tokens or 0) + (total.cache_creation_input_tokens or 0) + cached
+        events.append(Usage(input_tokens=entered, output_tokens=total.output_tokens or 0, cached_tokens=cached))
+
+    def _stop(self, events: list[Event]) -> None:
+        for index in list(self._tools):
+            self._close_tool(index, events)
+        self.stopped = True
+        events.append(Stop(self._reason))

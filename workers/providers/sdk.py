@@ -1,0 +1,226 @@
+"""What the adapters of the two SDKs share: one client, a bound on requests, bytes in, events out, errors sorted.
+
+The SDK makes the request: credentials, URL, headers and typed HTTP errors are its own. The body is read as
+bytes, since the SDKs' own iterators cost several times as much a token. The SDKs never retry: whether a failed
+answer may be asked for again is the worker's to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any
+
+from headrace.protocol.body import Body
+from workers.providers import Event, ProviderError
+from workers.providers.decoder import AnswerDecoder, MalformedStream
+from workers.providers.failures import Account, Failure, provider_failure
+from workers.providers.sse import EventTooLarge
+
+#: Requests at a time to one provider. Below `POOL_CONNECTIONS`, so that a full pool never looks like a dead provider.
+REQUESTS = 900
+POOL_CONNECTIONS = 1000
+#: How long a request waits for one of the others to end.
+SLOT_WAIT_S = 5.0
+
+CONNECT_S = 5.0
+WRITE_S = 10.0
+#: The longest silence, before the headers or between two reads. Keep-alive events of the provider count as life.
+READ_IDLE_S = 60.0
+#: How long the usage may follow the model's own stop …
+USAGE_S = 2.0
+#: … and the end of the body the last event, so that the connection can be used again. Neither is worth failing for.
+BODY_END_S = 0.25
+
+#: Packages whose exceptions, like those of sockets and of refused arguments, say that a request failed. Any other
+#: exception is a defect of ours and goes through as it is.
+_FOREIGN = frozenset({"anthropic", "openai", "httpx2", "httpcore2", "aiohttp", "pydantic"})
+
+
+class SdkProvider(ABC):
+    """One provider behind its SDK. Shared by all generations of a worker; belongs to one event loop."""
+
+    name: str
+    mode = "live"
+    account: Account
+
+    def __init__(
+        self, *, requests: int = REQUESTS, connect_s: float = CONNECT_S, read_idle_s: float = READ_IDLE_S
+    ) -> None:
+        self._requests = requests
+        self._slots = asyncio.Semaphore(requests)
+        self._connect_s = connect_s
+        self._read_idle_s = read_idle_s
+        self._client: Any = None
+        self._making = asyncio.Lock()
+
+    @abstractmethod
+    def _make_client(self) -> Any:
+        """Import the SDK and make its client. Blocking: about a second the first time."""
+
+    @abstractmethod
+    def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
+        """The streaming request, sent on entering."""
+
+    @abstractmethod
+    def _decoder(self) -> AnswerDecoder[Any]: ...
+
+    @abstractmethod
+    def _failure(self, error: Exception) -> Failure | None:
+        """What the SDK's exception says about an HTTP answer; None if it is about something else."""
+
+    def _timeouts(self) -> dict[str, float]:
+        """In seconds, by httpx2's names.
+
+        The SDKs' aiohttp transport takes `pool` for everything up to an open connection (waiting, name look-up,
+        TCP, TLS), so it gets the time for connecting. Nobody waits for a free connection: there are more than slots.
+        """
+        connect = self._connect_s
+        return {"connect": connect, "pool": connect, "write": WRITE_S, "read": self._read_idle_s}
+
+    async def warm(self) -> None:
+        """Import the SDK now, off the event loop, instead of on the first request. Raises ProviderError."""
+        async with self._making:
+            if self._client is None:
+                try:
+                    self._client = await asyncio.to_thread(self._make_client)
+                except Exception as error:
+                    raise self._sorted(error) from None
+
+    async def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+        """Ask `model`. Closing the generator, or cancelling the task that waits for it, closes the socket.
+
+        Raises ProviderError; `overloaded` if all of its requests are in use for `SLOT_WAIT_S`.
+        """
+        try:
+            async with asyncio.timeout(SLOT_WAIT_S):
+                await self._slots.acquire()
+        except TimeoutError:
+            message = f"this worker already runs {self._requests} requests to {self.name}: try again soon"
+            raise ProviderError("overloaded", message, after_ms=int(SLOT_WAIT_S * 1000)) from None
+        try:
+            await self.warm()
+            async with aclosing(self._answer(model, body)) as answer:
+                async for events in answer:
+                    yield events
+        finally:
+            self._slots.release()
+
+    async def _answer(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+        decoder = self._decoder()
+        try:
+            async with self._request(self._client, model, body) as response:
+                self._check_content_type(response.headers.get("content-type", ""))
+                async with aclosing(response.http_response.aiter_bytes()) as chunks:
+                    async for chunk in chunks:
+                        if events := decoder.feed(chunk):
+                            yield events
+                        if decoder.error is not None:
+                            raise decoder.error
+                        if decoder.stopping:
+                            break
+                    async for events in _after_stop(decoder, chunks):
+                        yield events
+        except Exception as error:
+            raise self._sorted(error) from None
+        if not decoder.stopped:
+            if not (events := decoder.end()):
+                message = f"{self.name} ended its answer without saying that it was complete"
+                raise ProviderError("provider_error", message)
+            yield events
+
+    def _check_content_type(self, content_type: str) -> None:
+        """A gateway's page or a refusal with status 200 is no stream."""
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind in ("application/json", "text/html"):
+            url = self.account.url_variable
+            message = f"{self.name} answered with {kind} instead of a stream of events: check {url} if it is set"
+            raise ProviderError("provider_error", message, retry="no")
+
+    def _sorted(self, error: Exception) -> Exception:
+        """The `ProviderError` that `error` means. It keeps nothing of the error's text, which may quote a prompt."""
+        if isinstance(error, ProviderError):
+            return error
+        failure = self._failure(error)
+        if failure is not None:
+            return provider_failure(self.account, failure, time.time())
+        if isinstance(error, MalformedStream | EventTooLarge):
+            return ProviderError("provider_error", f"{self.name} sent what is not valid in its own format")
+        return self._broken(_class_names(error)) or self._defect(error)
+
+    def _broken(self, kinds: set[str]) -> ProviderError | None:
+        """What went wrong between here and there, by the classes involved.
+
+        The transport's own classes are looked at first: one SDK takes every lost connection for a timeout.
+        """
+        if "ClientConnectorError" in kinds:
+            return self._unreachable()
+        if kinds & {"ServerDisconnectedError", "ClientOSError"}:
+            return ProviderError("provider_error", f"the connection to {self.name} broke")
+        if kinds & {"ConnectTimeout", "PoolTimeout"}:
+            message = f"{self.name} could not be reached within {self._connect_s:g} s"
+            return ProviderError("provider_timeout", message)
+        if kinds & {"APITimeoutError", "TimeoutException"}:
+            return ProviderError("provider_timeout", f"{self.name} sent nothing for {self._read_idle_s:g} s")
+        if "ConnectError" in kinds:
+            return self._unreachable()
+        if kinds & {"TransportError", "ConnectionError"}:
+            return ProviderError("provider_error", f"the connection to {self.name} broke")
+        return None
+
+    def _unreachable(self) -> ProviderError:
+        url = self.account.url_variable
+        message = f"{self.name} could not be reached: check the network, and {url} if it is set"
+        return ProviderError("provider_error", message)
+
+    def _defect(self, error: Exception) -> Exception:
+        """A request that could not even be sent; or `error` itself, if it is a defect of ours."""
+        package = type(error).__module__.partition(".")[0]
+        if package not in _FOREIGN and not isinstance(error, OSError | ValueError | TypeError):
+            return error
+        what = type(error).__name__
+        message = f"the request to {self.name} could not be made ({what}): check {self.account.key_variable}"
+        return ProviderError("provider_error", message, retry="no")
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+
+async def _after_stop(
+    decoder: AnswerDecoder[Any], chunks: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[list[Event], None]:
+    """What follows the model's own stop. It is waited for briefly, and no failure counts any more."""
+    clock = asyncio.get_running_loop().time
+    due = clock() + (BODY_END_S if decoder.stopped else USAGE_S)
+    while decoder.stopping and decoder.error is None:
+        try:
+            async with asyncio.timeout_at(due):
+                chunk = await anext(chunks, None)
+        except Exception:  # a cut, a timeout: the answer is complete all the same
+            return
+        if chunk is None:
+            return
+        if events := decoder.feed(chunk):
+            due = min(due, clock() + BODY_END_S) if decoder.stopped else due
+            yield events
+
+
+def _class_names(error: BaseException) -> set[str]:
+    """Names of the classes of `error` and its causes. By name: the SDKs and their transport are imported lazily."""
+    names: set[str] = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        names.update(kind.__name__ for kind in type(cause).__mro__)
+        cause = cause.__cause__
+    return names
+
+
+def silence(logger: str) -> None:
+    """Keep an SDK from logging requests: at DEBUG it writes whole prompts (its `…_LOG=debug` variable asks for it)."""
+    logging.getLogger(logger).setLevel(logging.INFO)
