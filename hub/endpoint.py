@@ -52,7 +52,7 @@ VERB_TIMEOUT_S = 10.0
 class Socket(Protocol):
     """What an endpoint needs of the server's protocol object (hub/server.py)."""
 
-    def write_message(self, wire: bytes) -> None: ...
+    def writer(self) -> Callable[[bytes], None]: ...
     def close_with(self, code: int, reason: str) -> None: ...
     def hold_reading(self, held: bool) -> None: ...
 
@@ -75,8 +75,8 @@ class Endpoint:
         self.connected_at = node.now()
         #: False while the socket's buffer is above its high-water mark, and for ever once it is closing.
         self.is_writable = True
-        #: Write one complete WebSocket message. Only while `is_writable`, but for small answers.
-        self.write: Callable[[bytes], None] = socket.write_message
+        #: Write one complete WebSocket message. Only while `is_writable`, but for the small frames of `send`.
+        self.write = socket.writer()
         self._socket = socket
         self._header_token = header_token
         self._grace_until: float | None = None
@@ -116,10 +116,14 @@ class Endpoint:
         self.is_writable = False
         self._socket.hold_reading(True)
 
-    def closed(self) -> None:
-        """The socket is gone. A disconnect never cancels a generation by itself."""
+    def stop_writing(self) -> None:
+        """A close frame is on its way: nothing may follow it."""
         self.is_writable = False
         self._connection.state = State.CLOSED
+
+    def closed(self) -> None:
+        """The socket is gone. A disconnect never cancels a generation by itself."""
+        self.stop_writing()
         for attachment in list(self.attachments.values()):
             self.node.relay.remove(attachment)
         self.attachments.clear()
@@ -135,8 +139,7 @@ class Endpoint:
             self.write(prepare(self.codec.encode(frame), self.codec.is_text))
 
     def close(self, code: CloseCode, reason: str) -> None:
-        self._connection.state = State.CLOSED
-        self.is_writable = False
+        self.stop_writing()
         self._socket.close_with(code, reason)
 
     def check_clock(self, now: float, unix_now: float) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from headrace.protocol.codec import Codec
 from headrace.protocol.cursor import Cursor
 from headrace.protocol.entries import CONTENT_KINDS, Entry
 from headrace.protocol.frames import Attached, Live
@@ -188,12 +187,16 @@ class Relay:
                 self.spawn(self._find_owner(tail))
 
     def _take(self, tail: Tail, sender: str, part: Part) -> None:
-        outcome = merge(tail.top, tail.runs, part.mark, part.first, part.entries)
-        if type(outcome) is Fresh:
+        entries: Sequence[Entry] = part.entries
+        if part.first == tail.top + 1 and part.mark == tail.runs.last and entries:
+            outcome: Fresh | Outcome = Outcome.KNOWN  # what `merge` would find fresh: nearly every part
+        else:
+            outcome = merge(tail.top, tail.runs, part.mark, part.first, entries)
+            entries = outcome.entries if type(outcome) is Fresh else []
+        if entries:
             if sender and sender != tail.owner:
                 self._meet(tail, sender)
-            first = tail.append(part.mark, outcome.entries)
-            self._deliver(tail, first, outcome.entries)
+            self._deliver(tail, tail.append(part.mark, entries), entries)
         elif outcome is not Outcome.KNOWN:
             self.counts.holes += 1
             self.spawn(self.repair(tail))
@@ -430,9 +433,10 @@ class Relay:
 
     def _offer(self, tail: Tail, frame: Frame) -> None:
         before, last = frame.first - 1, frame.last
-        wires: dict[Codec, bytes] = {}
+        wires = frame.wires
         delivered = 0
-        for attachment in tail.attachments if len(tail.attachments) == 1 else tuple(tail.attachments):
+        attachments = tail.attachments
+        for attachment in attachments if len(attachments) == 1 else tuple(attachments):
             endpoint = attachment.endpoint
             if (
                 attachment.sent == before
@@ -442,11 +446,8 @@ class Relay:
                 and endpoint.is_writable
             ):
                 codec = endpoint.codec
-                wire = wires.get(codec)
-                if wire is None:
-                    wire = wires[codec] = frame.wire(codec)
                 attachment.sent = last
-                endpoint.write(wire)
+                endpoint.write(wires.get(codec) or frame.wire(codec))
                 delivered += 1
             elif not attachment.is_reading:
                 self.pump(attachment)

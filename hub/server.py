@@ -13,11 +13,10 @@ What differs from the base class, and why:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import signal
 import socket
 import struct
-import termios
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -51,8 +50,7 @@ class HubProtocol(WebSocketsSansIOProtocol):
         now = self.loop.time()
         self.seen_at = now
         self.pinged_at = now
-        self._written = 0
-        self._taken = 0
+        self._acked = 0
         self._held = False
         self._fragments = 0
 
@@ -66,17 +64,12 @@ class HubProtocol(WebSocketsSansIOProtocol):
 
     # -- what the endpoint asks for ----------------------------------------------------------------------
 
-    def write_message(self, wire: bytes) -> None:
-        """Write one complete message. After the close nothing is written any more."""
-        if not self.close_sent and not self.disconnected:
-            self._written += len(wire)
-            self.transport.write(wire)
-
     def close_with(self, code: int, reason: str) -> None:
         """Start the closing handshake; a peer that does not answer it is cut off after CLOSE_TIMEOUT_S."""
         if self.close_sent or self.disconnected:
             return
         self.close_sent = True
+        self._stop_writing()
         if not self.writable.is_set():
             self.transport.abort()
             return
@@ -94,6 +87,10 @@ class HubProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+
+    def writer(self) -> Callable[[bytes], None]:
+        """Writes one complete message to the socket; to be called only while the endpoint is writable."""
+        return self.transport.write
 
     # -- what the socket tells ---------------------------------------------------------------------------
 
@@ -120,6 +117,19 @@ class HubProtocol(WebSocketsSansIOProtocol):
             self.close_with(CloseCode.FLOODING, "too many fragments")
             return
         super().handle_cont(event)
+
+    def handle_close(self, event: Frame) -> None:
+        self._stop_writing()
+        super().handle_close(event)
+
+    def handle_parser_exception(self) -> None:
+        self._stop_writing()
+        super().handle_parser_exception()
+
+    def _stop_writing(self) -> None:
+        """A close frame is on its way out: nothing may follow it."""
+        if self.endpoint is not None:
+            self.endpoint.stop_writing()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -152,34 +162,28 @@ class HubProtocol(WebSocketsSansIOProtocol):
         if self.close_sent or not self.handshake_complete:
             return
         if now - self.seen_at > 2 * heartbeat_s and not self._has_progressed(now):
-            if self.endpoint is not None:
-                self.endpoint.is_writable = False
-            if self.writable.is_set():
-                self.close_with(CloseCode.NO_SIGN_OF_LIFE, "no sign of life")
-            else:
-                self.close_sent = True
-                self.transport.abort()
+            self.close_with(CloseCode.NO_SIGN_OF_LIFE, "no sign of life")
         elif now - max(self.seen_at, self.pinged_at) >= heartbeat_s:
             self.pinged_at = now
             if self.writable.is_set():
-                self.write_message(_PING)
+                self.transport.write(_PING)
 
     def _has_progressed(self, now: float) -> bool:
         """Whether the peer's kernel took anything since the last look: a slow link whose pong is queued lives."""
-        taken = self._written - self.transport.get_write_buffer_size() - _unsent(self.transport)
-        if taken <= self._taken:
+        acked = _bytes_acked(self.transport)
+        if acked <= self._acked:
             return False
-        self._taken = taken
+        self._acked = acked
         self.seen_at = now
         return True
 
 
-def _unsent(transport: asyncio.Transport) -> int:
-    """Bytes in the kernel's send queue that the peer has not acknowledged; 0 where the system does not tell."""
-    sock = transport.get_extra_info("socket")
+def _bytes_acked(transport: asyncio.Transport) -> int:
+    """What the peer's kernel acknowledged so far (Linux' tcpi_bytes_acked); 0 where the system does not tell."""
     try:
-        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-    except (OSError, AttributeError):
+        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return int(struct.unpack_from("Q", info, 120)[0])
+    except (OSError, AttributeError, struct.error):
         return 0
 
 

@@ -39,20 +39,20 @@ class Held:
 class Frame:
     """One frame of a stream, encoded at most once for each encoding."""
 
-    __slots__ = ("_encoded", "_frame", "first", "is_delta", "last")
+    __slots__ = ("_frame", "first", "last", "wires")
 
     def __init__(self, frame: Delta | EntryFrame, first: int) -> None:
         self._frame = frame
-        self._encoded: dict[str, bytes] = {}
+        #: The complete WebSocket message in each encoding that was asked for.
+        self.wires: dict[Codec, bytes] = {}
         self.first = first
         self.last = frame.offset
-        self.is_delta = type(frame) is Delta
 
     def wire(self, codec: Codec) -> bytes:
         """The frame as a complete WebSocket message."""
-        wire = self._encoded.get(codec.subprotocol)
+        wire = self.wires.get(codec)
         if wire is None:
-            wire = self._encoded[codec.subprotocol] = prepare(codec.encode(self._frame), codec.is_text)
+            wire = self.wires[codec] = prepare(codec.encode(self._frame), codec.is_text)
         return wire
 
 
@@ -72,8 +72,12 @@ def cut(stream: str, runs: MarkRuns, first: int, entries: Sequence[Entry]) -> It
     index = 0
     while index < len(entries):
         offset = first + index
-        mark = runs.at(offset)
-        changed = mark if mark != runs.at(offset - 1) else None
+        if offset > runs.last_first:  # the common case: inside the newest run
+            changed, run_end = None, None
+        else:
+            mark = runs.at(offset)
+            changed = mark if mark != runs.at(offset - 1) else None
+            run_end = runs.run_end(offset)
         kind, data = entries[index]
         if kind not in DELTA_KINDS:
             yield Frame(EntryFrame(stream, offset, kind, decode_data(kind, data), changed), offset)
@@ -81,7 +85,6 @@ def cut(stream: str, runs: MarkRuns, first: int, entries: Sequence[Entry]) -> It
             continue
         call, text = delta_text(kind, data)
         texts, size, end = [text], len(data), index + 1
-        run_end = runs.run_end(offset)
         while end < len(entries) and entries[end][0] == kind and (run_end is None or first + end <= run_end):
             data = entries[end][1]
             more_call, text = delta_text(kind, data)

@@ -7,6 +7,7 @@ are on; its read timeout also cuts blocking reads.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -71,4 +72,18 @@ class Connections:
         if not self.url.startswith("unix:"):
             options["socket_connect_timeout"] = COMMAND_TIMEOUT_S
             options["health_check_interval"] = 15
-        return Redis(connection_pool=BlockingConnectionPool.from_url(self.url, **options))
+        pool = BlockingConnectionPool.from_url(self.url, **options)
+        pool.connection_class = type("Connection", (_Cancellable, pool.connection_class), {})
+        return Redis(connection_pool=pool)
+
+
+class _Cancellable:
+    """Python 3.11's wait_for, with which redis-py sends, swallows a cancellation that comes while the send ends."""
+
+    async def send_packed_command(self: Any, command: Any, check_health: bool = True) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task else 0
+        await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        if task and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # its reply must not be taken for another's
+            raise asyncio.CancelledError

@@ -14,7 +14,7 @@ from headrace.protocol.frames import BATCH_FRAMES, ClientFrame, HubFrame
 _CLIENT_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in ClientFrame.__args__)
 #: What is wrong may be quoted from the frame: an error stays small whatever came.
 _REASON_CHARACTERS: Final = 200
-_HUB_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in HubFrame.__args__)  # type: ignore[attr-defined]
+_HUB_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in HubFrame.__args__)
 
 
 class Undecodable(Exception):

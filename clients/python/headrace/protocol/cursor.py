@@ -20,6 +20,10 @@ class Cursor(msgspec.Struct, frozen=True):
     offset: Offset
     mark: Mark = ""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset <= MAX_INT or len(self.mark) > 64:
+            raise msgspec.ValidationError("a cursor is an offset from 0 to 2**53 - 1 and a mark of at most 64 characters")
+
 
 class MarkRuns:
     """The marks of a stream, as contiguous runs of (first offset, mark).
@@ -28,11 +32,14 @@ class MarkRuns:
     their marks do. An empty run (one that starts above the top) belongs to an attempt that wrote nothing.
     """
 
-    __slots__ = ("_firsts", "_marks")
+    __slots__ = ("_firsts", "_marks", "last", "last_first")
 
     def __init__(self, runs: list[tuple[int, str]] | None = None) -> None:
         self._firsts: list[int] = []
         self._marks: list[str] = []
+        #: The mark of the newest run, and the offset of its first entry; empty and 0 when there is none.
+        self.last = ""
+        self.last_first = 0
         for first, mark in runs or []:
             self.add(first, mark)
 
@@ -51,11 +58,6 @@ class MarkRuns:
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(zip(self._firsts, self._marks, strict=True))
 
-    @property
-    def last(self) -> str:
-        """The mark of the newest run; empty when there is none."""
-        return self._marks[-1] if self._marks else ""
-
     def add(self, first: int, mark: str) -> None:
         """Open a run at `first`; runs at or above it never held an entry and are replaced."""
         while self._firsts and self._firsts[-1] >= first:
@@ -64,6 +66,7 @@ class MarkRuns:
         if not self._marks or self._marks[-1] != mark:
             self._firsts.append(first)
             self._marks.append(mark)
+        self.last, self.last_first = self._marks[-1], self._firsts[-1]
 
     def at(self, offset: int) -> str:
         """The mark of the entry at `offset`; at 0, before the first entry, the mark of the first run."""
