@@ -7,7 +7,6 @@ The first run stops after a few pieces, as if it had crashed. The second prints 
 import asyncio
 import json
 import os
-import sys
 from pathlib import Path
 
 import headrace
@@ -18,7 +17,7 @@ KEPT = Path(os.environ.get("HEADRACE_KEPT", "kept_answer.json"))
 
 def keep(generation: headrace.Generation) -> None:
     """What an app needs to resume: the stream, the cursor, and the text it showed up to there."""
-    cursor = generation.cursor
+    cursor = generation.cursor or headrace.Cursor(0)
     kept = {"stream": generation.stream, "offset": cursor.offset, "mark": cursor.mark}
     KEPT.write_text(json.dumps(kept | {"text": generation.text_so_far}))
 
@@ -30,8 +29,7 @@ def resume(client: headrace.Client) -> headrace.Generation:
     return client.attach(kept["stream"], after=cursor, text=kept["text"])
 
 
-async def main() -> None:
-    first_run = not KEPT.exists()
+async def main(first_run: bool) -> None:
     async with headrace.connect(URL, os.environ.get("HEADRACE_TOKEN")) as client:
         # `continue`: the answer goes on while nobody watches.
         generation = client.generate("Tell me a story.", on_abandon="continue") if first_run else resume(client)
@@ -45,11 +43,13 @@ async def main() -> None:
             keep(generation)
             if first_run and pieces == 3:
                 print("…\nStopped in mid-answer. Start me again.", flush=True)
-                sys.stdout.flush()
                 os._exit(0)  # no goodbye to the hub: as hard as a crash
-    KEPT.unlink()
     print(f"\nThe text is whole: {generation.verified}")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main(first_run=not KEPT.exists()))
+    except headrace.NotFound:
+        print("\nThe hub no longer has this answer. Start me again for a new one.")
+    KEPT.unlink()

@@ -188,7 +188,8 @@ class Delta(msgspec.Struct, tag="delta", tag_field="type", omit_defaults=True, g
     stream: str
     offset: int
     first: int | UnsetType = UNSET
-    kind: Literal["text", "reasoning", "tool_input"] = "text"
+    kind: str = "text"
+    """`text`, `reasoning` or `tool_input`; a client advances over kinds it does not know."""
     call: str | None = None
     text: str = ""
     mark: str | None = None
