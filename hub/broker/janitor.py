@@ -35,7 +35,8 @@ BARREN_ATTEMPTS = 3
 LOST_ATTEMPTS = 6
 #: An index entry without a stream is kept this long: its accept may be under way.
 VANISHED_MS = 60_000
-
+#: What could not be ended is looked at again after this.
+RETRY_MS = 1_000
 #: Streams looked at in one trip, so that thousands never stall the loop.
 SLICE = 200
 
@@ -174,21 +175,26 @@ class Janitor:
             await self._lanes.add(lane, key)
             self._memory.enqueued[key] = now_ms
         elif verdict.act == "overloaded":
-            await self._end(key, "overloaded", "no worker took this request in time; try again later", 5000)
+            message = "no worker took this request in time; try again later"
+            return await self._end(key, "overloaded", message, 5000, now_ms)
         elif verdict.act == "bury":
             log_.error("dead letter", stream=keys.stream_of(key))
             await self._lanes.bury(key, "worker_lost")
-            await self._end(key, "worker_lost", "this answer's workers were lost repeatedly; ask again", None)
+            message = "this answer's workers were lost repeatedly; ask again"
+            return await self._end(key, "worker_lost", message, None, now_ms)
         return verdict.look_ms
 
-    async def _end(self, key: StreamKey, code: str, message: str, after_ms: int | None) -> None:
-        """End a generation as a worker would: claim, append `done`, relay."""
+    async def _end(self, key: StreamKey, code: str, message: str, after_ms: int | None, now_ms: int) -> int | None:
+        """End a generation as a worker would: claim, append `done`, relay. Returns when to look again.
+
+        A worker may have been faster: then the stream runs, and stays looked after.
+        """
         mark = new_mark()
         settings = self._settings
         ttl_ms = int(settings.retention_s * 1000)
         claim = await self._log.claim(key, mark=mark, owner="", lease_ms=1000, ttl_ms=ttl_ms)
         if not isinstance(claim, Claim):
-            return
+            return now_ms + RETRY_MS
         digest = await self._digest(key, claim.next_offset)
         done = Done(
             "failed", "error", digest.size, digest.hexdigest(),
@@ -197,10 +203,11 @@ class Janitor:
         entries = [("done", encode_data(done))]
         status, _ = await self._log.append(key, mark, claim.next_offset, entries, done_ttl_ms=ttl_ms)
         if status != "OK":
-            return
+            return now_ms + RETRY_MS
         part = mailbox.Part(key, mark, claim.next_offset, entries)
         for watcher in claim.watchers:
             await mailbox.post(self._redis, watcher, mailbox.HubPacket("", [part]), settings.mailbox_packets)
+        return None
 
     async def _digest(self, key: StreamKey, end: int) -> TextDigest:
         digest, first = TextDigest(), 1

@@ -1,0 +1,309 @@
+"""What nobody owns is finished or handed on; never twice, and never what somebody owns."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import msgpack
+import pytest
+from redis.asyncio import Redis
+
+from headrace.protocol.body import Body, Options
+from headrace.protocol.frames import Message
+from hub.broker import janitor as janitors
+from hub.broker import keys
+from hub.broker.broker import Broker
+from hub.broker.janitor import BARREN_ATTEMPTS, LOST_ATTEMPTS, QUEUE_SLACK_MS, VANISHED_MS, Janitor, Memory, judge
+from hub.broker.keys import TAKEOVER_LANE
+from hub.broker.log import Claim
+from hub.broker.mailbox import HubPacket, MailboxReader, new_mailbox
+from hub.broker.settings import BrokerSettings
+
+KEY = keys.stream_key("acme", "g_5Zk2mQ9xWb3TnL8r")
+SETTINGS = BrokerSettings(lease_grace_s=3, queue_timeout_s=120, janitor_interval_s=0.5)
+NOW = 1_000_000
+
+
+def facts(**changes: object) -> dict[str, str]:
+    known = {"state": "running", "owner": "w1", "lease": NOW + 5000, "created": NOW - 9000, "losses": 0, "barren": 0,
+             "lane": "standard", "top": 5}  # fmt: skip
+    return {name: str(value) for name, value in (known | changes).items()}
+
+
+def act(found: dict[str, str] | None, oldest: int | None = None, now: int = NOW, memory: Memory | None = None) -> str:
+    return judge(KEY, found, oldest, now, memory or Memory(), SETTINGS).act
+
+
+@pytest.mark.parametrize(
+    ("found", "oldest", "expected"),
+    [
+        (None, None, "wait"),
+        (facts(state="done"), None, "remove"),
+        (facts(), None, "wait"),
+        (facts(lease=NOW), None, "wait"),  # over now: a second look first
+        (facts(lease=0, owner=""), None, "takeover"),  # handed back: nobody to wait for
+        (facts(lease=NOW + 500, owner=""), None, "wait"),  # somebody is ending it
+        (facts(state="queued", owner="", created=NOW - 1000), None, "wait"),
+        (facts(state="queued", owner="", created=NOW - QUEUE_SLACK_MS - 1), None, "enqueue"),
+        (facts(state="queued", owner="", created=NOW - 60_000), NOW - 59_000, "wait"),  # waits behind others
+        (facts(state="queued", owner="", created=NOW - 60_000), NOW - 54_000, "enqueue"),  # all there came later
+        (facts(state="queued", owner="", created=NOW - 120_000), NOW - 120_000, "wait"),
+        (facts(state="queued", owner="", created=NOW - 120_001), NOW - 120_001, "overloaded"),
+    ],
+)
+def test_what_is_seen_first_is_judged_by_its_facts(
+    found: dict[str, str] | None, oldest: int | None, expected: str
+) -> None:
+    assert act(found, oldest) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "takeover"),
+        ({"barren": BARREN_ATTEMPTS - 2, "losses": 2}, "takeover"),
+        ({"barren": BARREN_ATTEMPTS - 1, "losses": 2}, "bury"),
+        ({"barren": 0, "losses": LOST_ATTEMPTS - 2}, "takeover"),
+        ({"barren": 0, "losses": LOST_ATTEMPTS - 1}, "bury"),
+    ],
+)
+def test_a_lease_still_over_after_the_grace_is_taken_over_or_given_up(
+    changes: dict[str, object], expected: str
+) -> None:
+    memory, lost = Memory(), facts(lease=NOW - 1, **changes)
+    first = judge(KEY, lost, None, NOW, memory, SETTINGS)
+    assert (first.act, first.look_ms) == ("wait", NOW + 3000)
+    assert act(lost, now=NOW + 2999, memory=memory) == "wait"
+    assert act(lost, now=NOW + 3000, memory=memory) == expected
+
+
+def test_an_owner_that_gets_through_in_the_grace_is_left_alone() -> None:
+    memory = Memory()
+    assert act(facts(lease=NOW - 1), memory=memory) == "wait"
+    assert act(facts(lease=NOW + 6000), now=NOW + 1000, memory=memory) == "wait"
+    assert act(facts(lease=NOW + 6000), now=NOW + 6001, memory=memory) == "wait", "a new grace for a new lease"
+
+
+def test_a_lease_that_moved_and_ran_out_again_gets_its_own_grace() -> None:
+    memory = Memory()
+    act(facts(lease=NOW - 1), memory=memory)
+    assert act(facts(lease=NOW + 100), now=NOW + 3000, memory=memory) == "wait"
+    assert act(facts(lease=NOW + 100), now=NOW + 5999, memory=memory) == "wait"
+    assert act(facts(lease=NOW + 100), now=NOW + 6000, memory=memory) == "takeover"
+
+
+def test_what_was_enqueued_is_not_enqueued_again_while_it_waits() -> None:
+    memory = Memory(enqueued={KEY: NOW})
+    assert act(facts(lease=0, owner=""), oldest=NOW - 5, now=NOW + 1000, memory=memory) == "wait"
+    assert act(facts(lease=0, owner=""), oldest=NOW, now=NOW + 1000, memory=memory) == "wait"
+    assert act(facts(lease=0, owner=""), oldest=None, now=NOW + 1000, memory=memory) == "takeover"
+    queued = facts(state="queued", owner="", created=NOW - 9000)
+    assert act(queued, oldest=None, now=NOW + QUEUE_SLACK_MS, memory=memory) == "wait"
+    assert act(queued, oldest=None, now=NOW + QUEUE_SLACK_MS + 1, memory=memory) == "enqueue"
+
+
+def test_an_index_entry_without_a_stream_is_kept_for_its_accept() -> None:
+    memory = Memory()
+    assert act(None, memory=memory) == "wait"
+    assert act(None, now=NOW + VANISHED_MS - 1, memory=memory) == "wait"
+    assert act(None, now=NOW + VANISHED_MS, memory=memory) == "remove"
+    memory.forget(KEY)
+    assert act(None, now=NOW + VANISHED_MS, memory=memory) == "wait"
+
+
+# -- against a real server -----------------------------------------------------------------------------------
+
+
+class Scene:
+    """A stream and a janitor whose clock the test moves, by moving the facts."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.janitor = self.another_janitor()
+        self.redis: Any = broker.connections.control
+        self.key = KEY
+
+    def another_janitor(self, **settings: Any) -> Janitor:
+        broker = self.broker
+        chosen = BrokerSettings(**({"lease_grace_s": 0} | settings))
+        return Janitor(broker.connections.control, broker.log, broker.lanes, broker.live, chosen)
+
+    async def accept(self) -> None:
+        self.key = await self.broker.accept(
+            org="acme", user="alice", request_key="r1", body=Body([Message("user", "hi")]), options=Options(),
+            now_ms=int(time.time() * 1000),
+        )  # fmt: skip
+
+    async def set(self, **values: object) -> None:
+        await self.redis.hset(keys.meta(self.key), mapping={name: str(value) for name, value in values.items()})
+
+    async def claim(self, mark: str = "m1") -> None:
+        assert isinstance(
+            await self.broker.log.claim(self.key, mark=mark, owner="w1", lease_ms=5000, ttl_ms=60_000), Claim
+        )
+
+    async def lose(self) -> None:
+        """The worker is gone, and its lease over."""
+        await self.set(lease=1)
+
+    async def sweep(self, janitor: Janitor | None = None) -> None:
+        for shard in range(keys.LIVE_SHARDS):  # every stream is due now
+            for member in await self.redis.zrange(keys.live(shard), 0, -1):
+                await self.redis.zadd(keys.live(shard), {member: 0})
+        await (janitor or self.janitor).sweep()
+
+    async def depth(self, lane: str) -> int:
+        return (await self.broker.lanes.depths([lane]))[lane]
+
+    async def done(self) -> dict[str, Any]:
+        entries = await self.broker.log.read(self.key, 1, 100)
+        assert [kind for kind, _ in entries].count("done") == 1
+        assert entries[-1][0] == "done"
+        data: dict[str, Any] = msgpack.unpackb(entries[-1][1])
+        return data
+
+
+@pytest.fixture
+async def scene(broker: Broker) -> Scene:
+    scene = Scene(broker)
+    await scene.accept()
+    return scene
+
+
+async def test_a_request_in_its_lane_and_a_living_run_are_left_alone(scene: Scene) -> None:
+    await scene.sweep()
+    assert await scene.depth("standard") == 1
+    await scene.claim()
+    await scene.sweep()
+    assert (await scene.depth("standard"), await scene.depth(TAKEOVER_LANE)) == (1, 0)
+    assert await scene.broker.live.size() == 1
+
+
+async def test_a_run_whose_lease_is_over_goes_to_the_takeover_lane_after_the_grace(scene: Scene) -> None:
+    await scene.claim()
+    await scene.lose()
+    patient = scene.another_janitor(lease_grace_s=60)
+    await scene.sweep(patient)
+    await scene.sweep(patient)
+    assert await scene.depth(TAKEOVER_LANE) == 0
+    await scene.sweep()
+    assert await scene.depth(TAKEOVER_LANE) == 1
+
+
+async def test_two_janitors_at_once_are_harmless(scene: Scene) -> None:
+    await scene.claim()
+    await scene.lose()
+    await scene.sweep()
+    await scene.sweep(scene.another_janitor())
+    assert await scene.depth(TAKEOVER_LANE) == 2
+    await scene.claim("m2")
+    refused = await scene.broker.log.claim(scene.key, mark="m3", owner="w3", lease_ms=5000, ttl_ms=60_000)
+    assert not isinstance(refused, Claim), "the second ticket is dropped at the claim"
+
+
+async def test_a_takeover_that_waits_is_not_enqueued_for_ever(scene: Scene) -> None:
+    await scene.claim()
+    await scene.lose()
+    for _ in range(20):
+        await scene.sweep()
+    assert await scene.depth(TAKEOVER_LANE) <= 2
+
+
+async def test_a_released_run_is_enqueued_again_if_its_ticket_was_lost(scene: Scene) -> None:
+    await scene.claim()
+    await scene.broker.log.release(scene.key, "m1")
+    await scene.sweep()
+    assert await scene.depth(TAKEOVER_LANE) == 1
+
+
+async def test_a_request_that_is_in_no_lane_is_enqueued_again(scene: Scene) -> None:
+    await scene.redis.delete(keys.lane("standard"))
+    await scene.sweep()
+    assert await scene.depth("standard") == 0, "its accept may be under way"
+    await scene.set(created=int(time.time() * 1000) - QUEUE_SLACK_MS - 1000)
+    await scene.sweep()
+    assert await scene.depth("standard") == 1
+    await scene.sweep()
+    assert await scene.depth("standard") == 1
+
+
+async def test_a_request_that_no_worker_took_in_time_ends_and_its_viewers_are_told(scene: Scene) -> None:
+    reader = MailboxReader(scene.broker.connections, new_mailbox("h"), 20)
+    await reader.open()
+    await scene.broker.log.attach(scene.key, user="alice", may_read=False, mailbox=reader.name, demand=1)
+    await scene.set(created=1)
+    await scene.sweep()
+    done = await scene.done()
+    assert (done["status"], done["error"]["code"], done["error"]["retry"]) == ("failed", "overloaded", "after")
+    assert done["error"]["after_ms"] > 0
+    assert (done["text_bytes"], done["text_sha256"]) == (0, hashlib.sha256(b"").hexdigest())
+    packets = await reader.read() or await reader.read()
+    [packet] = packets
+    assert isinstance(packet, HubPacket)
+    [part] = packet.parts
+    assert (packet.sender, part.key, part.first) == ("", scene.key, 2)
+    assert part.entries == await scene.broker.log.read(scene.key, 2, 9)
+    view = await scene.broker.log.attach(scene.key, user="alice", may_read=False, mailbox="", demand=0)
+    assert view.runs.at(2) == part.mark, "told under the mark that the log has"
+    await scene.sweep()
+    assert await scene.broker.live.size() == 0
+    await reader.close()
+
+
+async def test_a_generation_lost_again_and_again_without_content_is_given_up(scene: Scene) -> None:
+    for number in range(BARREN_ATTEMPTS):
+        await scene.claim(f"m{number}")
+        await scene.lose()
+        await scene.sweep()
+        if number < BARREN_ATTEMPTS - 1:
+            assert await scene.depth(TAKEOVER_LANE) >= 1
+            await scene.redis.delete(keys.lane(TAKEOVER_LANE))
+    done = await scene.done()
+    assert (done["status"], done["error"]["code"]) == ("failed", "worker_lost")
+    [(_, letter)] = await scene.redis.xrange(keys.dead_letters())
+    assert letter == {b"s": scene.key.encode(), b"why": b"worker_lost"}
+
+
+async def test_content_in_between_buys_more_attempts_but_not_for_ever(scene: Scene) -> None:
+    for number in range(LOST_ATTEMPTS):
+        assert "done" not in [kind for kind, _ in await scene.broker.log.read(scene.key, 1, 100)], number
+        await scene.claim(f"m{number}")
+        top = len(await scene.broker.log.read(scene.key, 1, 100))
+        opening = [("started", b"\x80"), ("reset", b"\x80")]
+        await scene.broker.log.append(scene.key, f"m{number}", top + 1, opening, shown="r")
+        await scene.broker.log.append(scene.key, f"m{number}", top + 3, [("text", b"blue")], shown="c")
+        await scene.lose()
+        await scene.sweep()
+        await scene.redis.delete(keys.lane(TAKEOVER_LANE))
+    done = await scene.done()
+    assert (done["text_bytes"], done["text_sha256"]) == (4, hashlib.sha256(b"blue").hexdigest()), "the fold is kept"
+
+
+async def test_a_worker_that_comes_back_before_the_end_is_written_wins(scene: Scene) -> None:
+    await scene.claim()
+    await scene.set(lease=int(time.time() * 1000) + 60_000, created=1, state="queued")
+    await scene.sweep()
+    assert [kind for kind, _ in await scene.broker.log.read(scene.key, 1, 9)] == ["queued"], "the claim was refused"
+    assert await scene.broker.live.size() == 1, "it runs, and is still looked after"
+
+
+async def test_what_is_done_or_vanished_leaves_the_index(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitors, "VANISHED_MS", 0)
+    await scene.broker.live.add(keys.stream_key("acme", "g_aaaaaaaaaaaaaaaa"), 0)
+    await scene.broker.log.cancel(scene.key, user="alice", may_cancel=False, done=b"d", ttl_ms=9000)
+    assert await scene.broker.live.size() == 2
+    await scene.sweep()
+    assert await scene.broker.live.size() == 0
+
+
+async def test_one_janitor_has_the_turn_until_it_stops(scene: Scene) -> None:
+    other = scene.another_janitor()
+    assert await scene.janitor._has_turn()
+    assert not await other._has_turn()
+    assert await scene.janitor._has_turn()
+    redis: Redis = scene.redis
+    await redis.delete(keys.janitor())
+    assert await other._has_turn()
+    assert not await scene.janitor._has_turn()

@@ -1,0 +1,616 @@
+"""One run's life without any I/O: what is logged, in which batches, and how it ends (protocol §5, §6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from headrace.protocol.body import Options
+from headrace.protocol.cursor import MarkRuns
+from headrace.protocol.entries import CONTENT_KINDS, ENTRY_BYTES, LOG_BYTES, TEXT_BYTES, Entry, TextDigest, decode_data
+from hub.broker.log import Claim
+from workers.generation import (
+    BATCH_BYTES,
+    CANCELLED,
+    PENDING_BYTES,
+    Ending,
+    Generation,
+    Speaker,
+    worker_lost,
+)
+from workers.providers import (
+    Citation,
+    Event,
+    ProviderError,
+    Reasoning,
+    Stop,
+    Text,
+    ToolCall,
+    ToolInput,
+    ToolReady,
+    Usage,
+)
+from workers.providers import Speaker as Speaks
+
+FIRST = Claim(2, 1, MarkRuns(), False, False, 0, b"", b"", "alice", 0, {})
+SECOND = replace(FIRST, next_offset=8, attempt=2, shown=True, losses=1, log_bytes=100)
+HELLO: list[Event] = [Text("Hello")]
+
+
+def begin(claim: Claim = FIRST, options: Options | None = None, demand: int = 1000, **values: Any) -> Generation:
+    """A run that starts at second 100 and is watched."""
+    chosen: dict[str, Any] = {"now": 100.0, "run_ahead": 512, "max_run_s": 1800.0, "retry_token": "again"} | values
+    generation = Generation(claim, options or Options(), Speaker("scripted", "story", "live"), **chosen)
+    generation.attend(demand, True, 100.0)
+    return generation
+
+
+def logged(generation: Generation, now: float = 101.0) -> list[Entry]:
+    """Append everything there is, with a log that takes it."""
+    entries: list[Entry] = []
+    while (batch := generation.take(now)) is not None:
+        entries += batch.entries
+        generation.answered(b"OK", 0)
+    assert not generation.has_batch
+    return entries
+
+
+def kinds(entries: list[Entry]) -> list[str]:
+    return [kind for kind, _ in entries]
+
+
+def done(entries: list[Entry]) -> dict[str, Any]:
+    assert kinds(entries).count("done") == 1 and entries[-1][0] == "done"
+    return decode_data(*entries[-1])
+
+
+def check_digest(entries: list[Entry]) -> None:
+    digest = TextDigest()
+    for entry in entries:
+        digest.add(*entry)
+    end = done(entries)
+    assert (end["text_bytes"], end["text_sha256"]) == (digest.size, digest.hexdigest())
+
+
+# -- a whole answer
+
+
+def test_an_answer_from_its_start_to_done() -> None:
+    generation = begin()
+    opening = generation.take(100.0)
+    assert opening is not None and opening.first == 2 and opening.shown == "" and not opening.ends
+    assert [decode_data(*entry) for entry in opening.entries] == [{"attempt": 1}]
+    assert generation.answered(b"OK", 0) and generation.logged == 2
+    assert not generation.has_batch and generation.take(100.0) is None
+
+    generation.feed([Text("The "), Text("sky")], 100.5)
+    first = generation.take(100.5)
+    assert first is not None and first.first == 3 and first.shown == "c"
+    assert kinds(first.entries) == ["source", "text"]
+    assert decode_data(*first.entries[0]) == {"provider": "scripted", "model": "story", "mode": "live"}
+    generation.answered(b"OK", 0)
+
+    generation.feed([Usage(7, 2, 1), Stop("stop")], 101.0)
+    last = generation.take(101.0)
+    assert last is not None and last.ends and last.shown == ""
+    generation.answered(b"OK", 0)
+    assert generation.over == "done" and not generation.has_batch and generation.take(102.0) is None
+    end = done(last.entries)
+    assert (end["status"], end["stop_reason"], end["ttft_ms"]) == ("completed", "stop", 500)
+    assert end["usage"] == {"input_tokens": 7, "output_tokens": 2, "cached_tokens": 1}
+    assert "error" not in end and "retry_token" not in end
+    check_digest([*opening.entries, *first.entries, *last.entries])
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        ("stop", "completed"), ("tool", "completed"), ("refusal", "completed"), ("length", "truncated"),
+        ("context", "truncated"), ("filter", "failed"), ("something new", "completed"),
+    ],
+)  # fmt: skip
+def test_how_a_provider_ends_is_how_the_answer_ends(reason: str, status: str) -> None:
+    generation = begin()
+    generation.feed([Text("x"), Stop(reason), Text("after the end")], 100.0)
+    entries = logged(generation)
+    end = done(entries)
+    assert (end["status"], end["stop_reason"], end["text_bytes"]) == (status, reason, 1)
+    if reason == "filter":
+        assert end["error"]["code"] == "content_blocked" and end["error"]["retry"] == "no"
+        assert "retry_token" not in end
+
+
+def test_a_provider_that_fails_leaves_its_text_and_a_way_to_go_on() -> None:
+    generation = begin()
+    generation.feed(HELLO, 100.0)
+    generation.fail(ProviderError("provider_overloaded", "busy \ud800" + "x" * 1000, after_ms=2000))
+    entries = logged(generation)
+    end = done(entries)
+    assert (end["status"], end["stop_reason"], end["text_bytes"]) == ("failed", "error", 5)
+    assert (end["error"]["code"], end["error"]["retry"], end["error"]["after_ms"]) == (
+        "provider_overloaded", "backoff", 2000,
+    )  # fmt: skip
+    assert len(end["error"]["message"]) == 500 and end["retry_token"] == "again"
+    check_digest(entries)
+
+
+def test_the_first_end_wins_and_later_words_are_ignored() -> None:
+    generation = begin()
+    generation.cancel()
+    generation.feed(HELLO, 100.0)
+    generation.fail(ProviderError("internal", "late"))
+    generation.tick(1e9)
+    assert generation.ended and not generation.may_read
+    end = done(logged(generation))
+    assert (end["status"], end["stop_reason"], end["text_bytes"]) == ("cancelled", "cancelled", 0)
+    assert "ttft_ms" not in end
+
+
+def test_what_was_said_before_a_cancel_is_kept() -> None:
+    generation = begin()
+    generation.feed(HELLO, 100.0)
+    generation.cancel()
+    assert done(logged(generation))["text_bytes"] == 5
+
+
+def test_nothing_said_at_all_is_a_whole_answer_too() -> None:
+    generation = begin()
+    generation.feed([Text(""), Reasoning(""), Stop("stop")], 100.0)
+    entries = logged(generation)
+    assert kinds(entries) == ["started", "done"]
+    assert "ttft_ms" not in done(entries)
+
+
+# -- kinds of entries
+
+
+def test_every_kind_of_event_has_its_entry() -> None:
+    generation = begin()
+    logged(generation)
+    generation.feed(
+        [
+            Speaks("sonnet-5"), Reasoning("hm"), Text("a"), ToolCall("t1", "search"), ToolInput("t1", '{"q":'),
+            ToolInput("t1", " 1}"), ToolReady("t1", {"q": 1}), Citation({"url": "u"}),
+        ],
+        100.0,
+    )  # fmt: skip
+    entries = logged(generation)
+    assert [(kind, decode_data(kind, data)) for kind, data in entries] == [
+        ("source", {"provider": "scripted", "model": "sonnet-5", "mode": "live"}),
+        ("reasoning", {"text": "hm"}),
+        ("text", {"text": "a"}),
+        ("tool_call", {"call": "t1", "name": "search"}),
+        ("tool_input", {"call": "t1", "delta": '{"q": 1}'}),
+        ("tool_ready", {"call": "t1", "input": {"q": 1}}),
+        ("citation", {"url": "u"}),
+    ]
+
+
+def test_a_source_precedes_the_first_content_and_every_change_of_speaker() -> None:
+    generation = begin()
+    generation.feed([Reasoning("a"), Speaks("story"), Text("b"), Speaks("other"), Text("c")], 100.0)
+    entries = logged(generation)
+    assert kinds(entries) == ["started", "source", "reasoning", "text", "source", "text"]
+    assert decode_data(*entries[4])["model"] == "other"
+
+
+@pytest.mark.parametrize("whole", [None, "x" * ENTRY_BYTES, 2**64, {"lone": "\ud800"}])
+def test_tool_input_that_is_no_json_or_too_large_or_cannot_be_carried_stays_in_its_pieces(whole: Any) -> None:
+    generation = begin()
+    generation.feed([ToolReady("t1", whole)], 100.0)
+    assert logged(generation)[-1] == ("tool_ready", b"\x81\xa4call\xa2t1")
+
+
+def test_what_a_later_version_may_say_is_not_logged() -> None:
+    class Unknown(Event):
+        pass
+
+    generation = begin()
+    generation.feed([Unknown(), Text("x")], 100.0)
+    assert kinds(logged(generation)) == ["started", "source", "text"]
+
+
+def test_names_are_bounded_and_valid() -> None:
+    generation = begin()
+    generation.feed([ToolCall("\ud800" * 9999, "n" * 9999)], 100.0)
+    data = decode_data(*logged(generation)[-1])
+    assert len(data["call"]) == len(data["name"]) == 256
+
+
+def test_a_citation_that_is_too_large_is_left_out() -> None:
+    generation = begin()
+    generation.feed([Citation({"text": "x" * ENTRY_BYTES})], 100.0)
+    assert kinds(logged(generation)) == ["started"]
+
+
+def test_running_usage_is_told_once_a_second_and_the_last_one_before_done() -> None:
+    generation = begin()
+    logged(generation)
+    generation.feed([Usage(10, 1)], 100.0)
+    assert kinds(logged(generation)) == ["usage"]
+    generation.feed([Usage(10, 2)], 100.9)
+    assert logged(generation) == []
+    generation.feed([Usage(10, 3)], 101.0)
+    generation.feed([Usage(10, 3)], 103.0)
+    assert kinds(logged(generation)) == ["usage"]
+    generation.feed([Usage(10, 4)], 101.5)
+    generation.feed([Stop("stop")], 101.6)
+    entries = logged(generation)
+    assert kinds(entries) == ["usage", "done"]
+    assert decode_data(*entries[0])["output_tokens"] == done(entries)["usage"]["output_tokens"] == 4
+
+
+# -- takeover
+
+
+def test_a_takeover_resets_what_was_shown_in_one_append_without_new_content() -> None:
+    generation = begin(SECOND)
+    generation.feed(HELLO, 100.0)
+    opening = generation.take(100.0)
+    assert opening is not None and (opening.first, opening.shown) == (8, "r")
+    assert [(kind, decode_data(kind, data)) for kind, data in opening.entries] == [
+        ("started", {"attempt": 2}), ("notice", {"code": "worker_lost"}), ("reset", {"reason": "worker_lost"}),
+    ]  # fmt: skip
+    generation.answered(b"OK", 0)
+    content = generation.take(100.0)
+    assert content is not None and (content.first, content.shown) == (11, "c")
+    generation.answered(b"OK", 0)
+    generation.feed([Stop("stop")], 100.0)
+    assert done(logged(generation))["text_bytes"] == 5
+
+
+def test_a_takeover_of_which_nothing_was_shown_just_starts() -> None:
+    generation = begin(replace(SECOND, shown=False))
+    assert kinds(logged(generation)) == ["started"]
+
+
+def test_continue_is_a_restart() -> None:
+    assert kinds(logged(begin(SECOND, Options(on_worker_loss="continue"))))[-1] == "reset"
+
+
+def test_an_end_decided_at_the_claim_keeps_the_shown_text_and_vouches_for_it() -> None:
+    digest = TextDigest()
+    digest.add("text", b"kept")
+    generation = begin(SECOND, ending=worker_lost(), digest=digest)
+    assert generation.ended
+    entries = logged(generation)
+    end = done(entries)
+    assert len(entries) == 1 and end["text_bytes"] == 4 and end["text_sha256"] == digest.hexdigest()
+    assert end["status"] == "failed" and end["error"]["code"] == "worker_lost" and end["retry_token"] == "again"
+
+
+# -- the log answers
+
+
+def test_a_batch_is_frozen_when_it_is_first_taken() -> None:
+    generation = begin()
+    logged(generation)
+    generation.feed([Text("The")], 100.0)
+    batch = generation.take(100.0)
+    generation.refused()
+    generation.feed([Text(" sky")], 100.0)
+    assert generation.take(101.0) is batch and generation.held and not generation.may_read
+    assert generation.answered(b"DUP", 0)
+    assert not generation.held and generation.may_read
+    assert logged(generation) == [("text", b" sky")]
+
+
+def test_the_cancel_flag_in_a_reply_ends_the_run() -> None:
+    generation = begin()
+    generation.take(100.0)
+    generation.answered(b"OK", 1)
+    assert done(logged(generation))["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("status", [b"FENCED", b"GONE", b"TERMINAL"])
+def test_a_log_that_is_not_ours_ends_everything(status: bytes) -> None:
+    generation = begin()
+    generation.take(100.0)
+    assert not generation.answered(status, 0)
+    assert generation.over == status.decode().lower() and generation.ended and not generation.may_read
+    assert not generation.has_batch and generation.take(100.0) is None
+    generation.lose("lost")
+    assert generation.over == status.decode().lower()
+
+
+def test_what_redis_lost_is_appended_again_as_it_was() -> None:
+    generation = begin(SECOND)
+    sent = []
+    for text in ("a", "b", "c"):
+        generation.feed([Text(text)], 100.0)
+        sent += logged(generation)
+    generation.feed([Text("d"), Stop("stop")], 100.0)
+    batch = generation.take(100.0)
+    assert batch is not None and batch.first == 15
+    assert not generation.answered(b"GAP", 7) and generation.held and generation.logged == 7
+    again = generation.take(100.0)
+    assert again is not None and (again.first, again.shown, again.ends) == (8, "r", False)
+    assert again.entries == sent[:3]
+    generation.answered(b"OK", 0)
+    rest = generation.take(100.0)
+    assert rest is not None and (rest.first, rest.shown, rest.ends) == (11, "c", True)
+    assert rest.entries == sent[3:] + batch.entries
+    assert generation.answered(b"OK", 0) and generation.over == "done"
+
+
+def test_repair_goes_in_batches_of_bounded_size() -> None:
+    generation = begin()
+    for _ in range(80):
+        generation.feed([Text("x" * TEXT_BYTES)], 100.0)
+        logged(generation)
+    generation.feed([Text("y")], 100.0)
+    generation.take(100.0)
+    generation.answered(b"GAP", 1)
+    sizes = []
+    while (batch := generation.take(100.0)) is not None:
+        sizes.append(sum(len(data) for _, data in batch.entries))
+        generation.answered(b"OK", 0)
+    assert len(sizes) > 2 and max(sizes) <= BATCH_BYTES
+    assert sum(sizes) > 80 * TEXT_BYTES
+
+
+def test_more_lost_than_is_kept_cannot_be_repaired() -> None:
+    generation = begin(SECOND)
+    generation.take(100.0)
+    generation.answered(b"GAP", 6)
+    assert generation.over == "gap" and generation.take(100.0) is None
+
+
+def test_a_done_that_redis_lost_is_appended_again() -> None:
+    generation = begin()
+    generation.feed([Text("x"), Stop("stop")], 100.0)
+    entries = logged(generation)
+    generation.done_lost()
+    assert generation.over == "" and generation.is_closing
+    batch = generation.take(100.0)
+    assert batch is not None and batch.entries == entries[-1:] and batch.ends
+    generation.answered(b"GAP", 1)
+    assert logged(generation) == entries and generation.over == "done"
+    generation.lose("gone")
+    generation.done_lost()
+    assert generation.over == ""
+
+
+def test_only_what_is_done_can_lose_its_done() -> None:
+    generation = begin()
+    generation.lose("lost")
+    generation.done_lost()
+    assert generation.over == "lost" and not generation.is_closing
+
+
+def test_an_answer_that_comes_after_the_run_was_given_up_changes_nothing() -> None:
+    generation = begin()
+    generation.feed([Stop("stop")], 100.0)
+    batch = generation.take(100.0)
+    assert batch is not None and batch.ends
+    generation.lose("lost")
+    assert generation.answered(b"OK", 0) and generation.over == "lost"
+
+
+# -- flow control and time
+
+
+def test_reading_stops_at_the_run_ahead_and_goes_on_with_demand() -> None:
+    generation = begin(run_ahead=4, demand=2)
+    logged(generation)
+    while generation.may_read:
+        generation.feed([Text("x")], 100.0)
+        logged(generation)
+    assert generation.logged == 6
+    generation.attend(3, True, 100.0)
+    assert generation.may_read
+
+
+def test_reading_stops_when_the_log_does_not_keep_up() -> None:
+    generation = begin(demand=10**6)
+    generation.take(100.0)
+    while generation.may_read:
+        generation.feed([Text("x" * 1000)], 100.0)
+    assert generation.take(100.0) is not None
+    generation.answered(b"OK", 0)
+    assert not generation.may_read
+    pending = sum(len(data) for _, data in logged(generation))
+    assert PENDING_BYTES - BATCH_BYTES - 4096 < pending < PENDING_BYTES
+    assert generation.may_read
+
+
+def test_a_lease_in_doubt_pauses_the_reading() -> None:
+    generation = begin()
+    generation.paused = True
+    assert not generation.may_read and not generation.ended
+    generation.paused = False
+    assert generation.may_read
+
+
+def test_an_abandoned_run_ends_cancelled() -> None:
+    generation = begin(options=Options(abandon_after_ms=2000))
+    generation.feed(HELLO, 100.0)
+    generation.attend(0, False, 101.0)
+    generation.tick(102.9)
+    assert not generation.ended
+    generation.tick(103.0)
+    end = done(logged(generation))
+    assert (end["status"], end["stop_reason"], end["text_bytes"]) == ("cancelled", "abandoned", 5)
+
+
+def test_time_spent_in_the_queue_counts_as_unattended() -> None:
+    generation = Generation(
+        FIRST, Options(), Speaker("s", "m", "live"), now=100.0, run_ahead=1, max_run_s=10.0, retry_token="",
+        waited_s=120.0,
+    )  # fmt: skip
+    generation.attend(0, False, 100.0)
+    generation.tick(100.0)
+    assert done(logged(generation))["stop_reason"] == "abandoned"
+
+
+def test_a_run_without_end_is_cut_off() -> None:
+    generation = begin(max_run_s=60.0)
+    generation.tick(159.9)
+    assert not generation.ended
+    generation.tick(160.0)
+    end = done(logged(generation))
+    assert (end["status"], end["stop_reason"]) == ("truncated", "max_run")
+
+
+def test_an_answer_that_is_too_long_is_cut_and_says_so() -> None:
+    generation = begin(replace(FIRST, log_bytes=LOG_BYTES - 100_000))
+    entries = logged(generation)
+    for _ in range(3):
+        generation.feed([Text("x" * 1000), Text("y" * 49_000), Usage(1, 2)], 100.0)
+        entries += logged(generation)
+    end = done(entries)
+    assert (end["status"], end["stop_reason"]) == ("truncated", "too_long")
+    assert 90_000 < sum(len(data) for _, data in entries) <= 100_000
+    check_digest(entries)
+
+
+def test_one_burst_above_the_limit_is_too_long_even_if_the_provider_stopped() -> None:
+    generation = begin()
+    generation.feed([Text("x" * (LOG_BYTES + 1)), Usage(1, 2), Stop("stop")], 100.0)
+    entries = logged(generation)
+    assert done(entries)["stop_reason"] == "too_long" and done(entries)["usage"]["output_tokens"] == 2
+    assert sum(len(data) for _, data in entries) <= LOG_BYTES
+    check_digest(entries)
+
+
+def test_a_cancel_at_the_claim_of_something_new_is_one_entry() -> None:
+    assert kinds(logged(begin(replace(FIRST, cancelled=True), ending=CANCELLED))) == ["done"]
+
+
+def test_an_ending_names_the_rule_of_its_code() -> None:
+    error = Ending.failed("internal", "m").error
+    assert error is not None and error.retry == "backoff"
+
+
+# -- any order of events
+
+
+class FakeLog:
+    """append.lua, and what may happen to its caller: a reply that is lost, a server that forgets the end."""
+
+    def __init__(self, top: int) -> None:
+        self.entries: dict[int, Entry] = dict.fromkeys(range(1, top + 1), ("queued", b""))
+        self.shown = 0
+
+    @property
+    def top(self) -> int:
+        return len(self.entries)
+
+    def append(self, first: int, entries: list[Entry], shown: str) -> tuple[bytes, int]:
+        last = first + len(entries) - 1
+        if last <= self.top:
+            return b"DUP", 0
+        if self.top and self.entries[self.top][0] == "done":
+            return b"TERMINAL", 0
+        if first > self.top + 1:
+            return b"GAP", self.top
+        for offset in range(self.top + 1, last + 1):
+            self.entries[offset] = entries[offset - first]
+        self.shown = {"c": 1, "r": 0}.get(shown, self.shown)
+        return b"OK", 0
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Whatever is said, lost, repeated and cancelled: one dense log of frozen entries, one `done`, a true digest."""
+
+    @initialize(takeover=st.booleans(), flags=st.booleans())
+    def claim(self, takeover: bool, flags: bool) -> None:
+        self.now = 100.0
+        self.origin = 8 if takeover else 2
+        self.log = FakeLog(self.origin - 1)
+        self.log.shown = int(takeover)
+        self.generation = begin(SECOND if takeover else FIRST, run_ahead=10**6)
+        self.seen: dict[int, Entry] = {}
+        self.cancelled = flags
+
+    @property
+    def is_open(self) -> bool:
+        return self.generation.over == ""
+
+    @rule(
+        events=st.lists(
+            st.builds(Text, st.text(max_size=40) | st.just("long " * 900))
+            | st.builds(Reasoning, st.text(st.characters(codec=None), max_size=5))
+            | st.builds(ToolInput, st.sampled_from("ab"), st.text(max_size=5))
+            | st.builds(Speaks, st.sampled_from("xy"))
+            | st.builds(Usage, st.just(1), st.integers(0, 9)),
+            max_size=5,
+        )
+    )
+    def feed(self, events: list[Event]) -> None:
+        self.now += 0.3
+        self.generation.feed(events, self.now)
+
+    @rule(how=st.sampled_from(["stop", "length", "fail", "cancel"]))
+    def end(self, how: str) -> None:
+        if how == "fail":
+            self.generation.fail(ProviderError("provider_error", "failed"))
+        elif how == "cancel":
+            self.generation.cancel()
+        else:
+            self.generation.feed([Stop(how)], self.now)
+
+    @precondition(lambda self: self.generation.has_batch)
+    @rule(fate=st.sampled_from(["answered", "answered", "reply lost", "refused"]))
+    def append(self, fate: str) -> None:
+        batch = self.generation.take(self.now)
+        assert batch is not None and batch.entries
+        for offset, entry in enumerate(batch.entries, batch.first):
+            assert self.seen.setdefault(offset, entry) == entry, "an entry changed after it was sent"
+        if fate == "refused":
+            self.generation.refused()
+            return
+        reply = self.log.append(batch.first, batch.entries, batch.shown)
+        if fate == "reply lost":
+            self.generation.refused()
+        elif self.generation.answered(*reply):
+            assert self.generation.logged <= self.log.top
+
+    @precondition(lambda self: self.log.top >= self.origin)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        """A failover: the end of the log is gone, nothing before this attempt is."""
+        top = data.draw(st.integers(self.origin - 1, self.log.top))
+        for offset in range(top + 1, self.log.top + 1):
+            del self.log.entries[offset]
+        self.log.shown = int(self.origin == 8)
+        for offset in range(self.origin, top + 1):
+            kind = self.log.entries[offset][0]
+            self.log.shown = 0 if kind == "reset" else 1 if kind in CONTENT_KINDS else self.log.shown
+        if self.generation.over == "done":
+            self.generation.done_lost()
+
+    @invariant()
+    def the_log_is_what_was_sent(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        for offset in range(self.origin, self.log.top + 1):
+            assert self.log.entries[offset] == self.seen[offset]
+        assert self.generation.over in ("", "done")
+
+    def teardown(self) -> None:
+        if not hasattr(self, "log"):
+            return
+        self.generation.cancel()
+        while self.generation.has_batch:
+            self.append("answered")
+        entries = [self.log.entries[offset] for offset in range(self.origin, self.log.top + 1)]
+        assert self.generation.over == "done" and self.log.top == max(self.seen)
+        check_digest(entries)
+        assert kinds(entries)[0] == "started" and kinds(entries).count("started") == 1
+        assert all(len(data) <= TEXT_BYTES for kind, data in entries if kind in ("text", "reasoning"))
+        shows = any(kind in CONTENT_KINDS for kind in kinds(entries))
+        assert self.log.shown == int(shows)
+        assert ("source" in kinds(entries)) == shows
+        if shows:
+            first = next(index for index, kind in enumerate(kinds(entries)) if kind in CONTENT_KINDS)
+            assert "source" in kinds(entries)[:first]
+
+
+AnyLife.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+test_any_life_is_one_log = AnyLife.TestCase

@@ -1,0 +1,57 @@
+"""Reads one provider for one generation, at the generation's pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from headrace.protocol.body import Body
+from workers.generation import Ending
+from workers.providers import Provider, ProviderError
+from workers.run import Run
+
+log_ = structlog.get_logger(__name__)
+
+#: After the provider's last word its body may still end in good order, so that the connection can be used again.
+_LAST_WORD_S = 1.0
+
+
+async def read_answer(
+    run: Run, provider: Provider, model: str, body: Body, mark: Callable[[Run], None], clock: Callable[[], float]
+) -> None:
+    """Ask, and feed what comes until the generation needs no more. However this ends, the provider's socket is
+    closed or back in its pool, and the generation has an end; cancelling it leaves the end to the canceller.
+    """
+    generation = run.generation
+    try:
+        async with aclosing(provider.stream(model, body)) as stream:
+            async for events in stream:
+                generation.feed(events, clock())
+                if not run.is_marked:
+                    mark(run)
+                if not generation.may_read:
+                    if generation.ended:
+                        run.reader = None  # ends by itself now, and soon: nobody is to cut it off
+                        await _hear_out(stream)
+                        return
+                    await run.readable()
+        generation.end(Ending.failed("provider_error", "the provider ended its answer without saying so"))
+    except ProviderError as error:
+        generation.fail(error)
+    except Exception:
+        log_.exception("provider adapter failed", stream=run.key, provider=provider.name)
+        generation.end(Ending.failed("internal", "the worker failed while reading the provider; ask again"))
+    finally:
+        mark(run)
+
+
+async def _hear_out(stream: Any) -> None:
+    try:
+        async with asyncio.timeout(_LAST_WORD_S):
+            await anext(stream, None)
+    except (TimeoutError, ProviderError):
+        pass

@@ -1,0 +1,252 @@
+"""From a lane entry to a generation that is this worker's."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from headrace.protocol.body import Body, Options
+from headrace.protocol.entries import TextDigest
+from hub.broker.accept import new_mark
+from hub.broker.broker import Broker
+from hub.broker.connections import Unreachable
+from hub.broker.keys import TAKEOVER_LANE, StreamKey
+from hub.broker.lanes import Ticket
+from hub.broker.log import Claim, Refused
+from hub.broker.mailbox import still_there
+from workers.generation import CANCELLED, Ending, Generation, Speaker, worker_lost
+from workers.lease import run_ttl_ms
+from workers.providers import Provider
+from workers.providers.registry import Providers, UnknownModel
+from workers.run import Run
+from workers.settings import WorkerSettings
+from workers.table import Table
+
+log_ = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+#: A generation that was lost this often runs alone among its kind: it may be what kills its workers.
+SUSPECT_LOSSES = 2
+_PAUSE_S = 0.2
+_PAGE_ENTRIES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of whom."""
+
+    provider: Provider
+    model: str
+    body: Body
+
+
+class Claims:
+    """Errors of Redis end in a log line: a ticket that is not dropped comes back, a lease that is not renewed ends."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        table: Table,
+        providers: Providers,
+        settings: WorkerSettings,
+        *,
+        owner: Callable[[], str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._broker = broker
+        self._table = table
+        self._providers = providers
+        self._settings = settings
+        self._owner = owner
+        self._clock = clock
+        self._alone = asyncio.Lock()
+        self._in_hand: set[StreamKey] = set()
+
+    @asynccontextmanager
+    async def turn(self, ticket: Ticket) -> AsyncIterator[bool]:
+        """Whether this ticket is to be claimed, when its turn comes; False for a second one of the same stream.
+
+        A generation that was lost twice waits, unclaimed, while another such one runs here: it may be innocent, and
+        is not to go down with the one that kills its workers.
+        """
+        key = ticket.key
+        if key in self._in_hand or key in self._table:
+            await self.drop(ticket)
+            yield False
+            return
+        self._in_hand.add(key)
+        try:
+            if ticket.lane == TAKEOVER_LANE and await self._is_suspect(key):
+                async with self._alone:
+                    yield True
+            else:
+                yield True
+        finally:
+            self._in_hand.discard(key)
+
+    async def drop(self, ticket: Ticket) -> None:
+        """The lane is done with this entry, whatever the claim said."""
+        try:
+            await self._broker.lanes.drop(ticket)
+        except Unreachable as error:
+            log_.warning("a lane entry stays, it will be refused later", error=type(error).__name__)
+
+    async def claim(self, ticket: Ticket) -> tuple[Run, Question | None] | None:
+        """The run and what to ask, None if it ended already; None if the stream is not for this worker."""
+        key = ticket.key
+        self._table.begin_claim(key)
+        try:
+            mark = new_mark()
+            granted = await self._claim(key, mark)
+            if granted is None:
+                return None
+            claim, sent_at = granted
+            if isinstance(claim, Refused):
+                await self.drop(ticket)
+                return None
+            return await self._begin(key, mark, claim, sent_at)
+        except Unreachable as error:
+            log_.warning("redis out of reach after a claim; its lease runs out", stream=key, error=type(error).__name__)
+            return None
+        finally:
+            self._table.refuse_claim(key)
+
+    async def end_broken(self, run: Run) -> None:
+        """Redis lost more of a log than this worker kept: a new attempt says so and ends it (protocol §5, done)."""
+        key, mark = run.key, new_mark()
+        self._table.begin_claim(key)
+        try:
+            await self._broker.log.release(key, run.mark)
+            granted = await self._claim(key, mark)
+            if granted is None or isinstance(granted[0], Refused):
+                return
+            ending = Ending.failed("internal", "part of this answer was lost in storage; ask again")
+            run, _ = await self._begin(key, mark, granted[0], granted[1], ending)
+            await run.over.wait()
+        except Unreachable as error:
+            log_.warning("a broken log could not be ended yet", stream=key, error=type(error).__name__)
+        finally:
+            self._table.refuse_claim(key)
+
+    async def _claim(self, key: StreamKey, mark: str) -> tuple[Claim | Refused, float] | None:
+        """The reply and when it was asked for. Asks again under the same mark, which counts once, for one lease."""
+        settings = self._settings
+        until = self._clock() + settings.lease_s
+        while True:
+            sent_at = self._clock()
+            try:
+                reply = await self._broker.log.claim(
+                    key,
+                    mark=mark,
+                    owner=self._owner(),
+                    lease_ms=int(settings.lease_s * 1000),
+                    ttl_ms=run_ttl_ms(self._broker),
+                )
+                return reply, sent_at
+            except Unreachable as error:
+                if self._clock() > until:
+                    log_.warning("redis out of reach, leaving a ticket", stream=key, error=type(error).__name__)
+                    return None
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _begin(
+        self, key: StreamKey, mark: str, claim: Claim, sent_at: float, ending: Ending | None = None
+    ) -> tuple[Run, Question | None]:
+        """Enter a claimed generation in the table, open or ended. Raises `Unreachable`."""
+        options = _decode(claim.options, Options) or Options()
+        if claim.on_abandon:
+            options.on_abandon = claim.on_abandon
+        question, reason, refusal = self._question(claim)
+        if ending is None:
+            if claim.cancelled:
+                ending = CANCELLED
+            elif claim.shown and options.on_worker_loss == "fail":
+                ending = worker_lost()
+            else:
+                ending = refusal
+        owner = self._owner()
+        watchers = await self._living(claim.watchers)
+        waited_s = 0.0
+        if ending is None and claim.attempt == 1 and options.on_abandon == "cancel" and not any(watchers.values()):
+            waited_s = await self._waited_s(key)
+        generation = Generation(
+            claim,
+            options,
+            Speaker("", "", "live") if question is None else _speaker(question, reason),
+            now=self._clock(),
+            run_ahead=self._settings.run_ahead,
+            max_run_s=self._settings.max_run_s,
+            retry_token=secrets.token_urlsafe(12),
+            waited_s=waited_s,
+            ending=ending,
+            digest=await self._fold(key, claim.next_offset) if ending is not None and claim.attempt > 1 else None,
+        )
+        run = Run(key, mark, generation, sent_at)
+        self._table.enter(run, watchers, self._clock())
+        if owner != self._owner():
+            run.reconciled_at = float("-inf")  # the mailbox changed meanwhile: the next renewal names the new one
+        return run, question
+
+    def _question(self, claim: Claim) -> tuple[Question | None, str | None, Ending | None]:
+        """What to ask whom and why of them, or why nobody can be asked."""
+        body = _decode(claim.request, Body)
+        if body is None:
+            log_.error("unreadable request")
+            return None, None, Ending.failed("internal", "the stored request could not be read; ask again")
+        try:
+            choice = self._providers.resolve(body.model, body.provider)
+        except UnknownModel as error:
+            return None, None, Ending.failed("provider_error", str(error), retry="no")
+        return Question(self._providers.get(choice.provider), choice.model, body), choice.reason, None
+
+    async def _living(self, watchers: dict[str, int]) -> dict[str, int]:
+        """Those whose mailbox exists. Hubs that this worker knows were looked at within the last second."""
+        unknown = set(watchers).difference(self._table.routing.hubs)
+        if not unknown:
+            return watchers
+        alive = await still_there(self._broker.connections.control, sorted(unknown))
+        return {hub: demand for hub, demand in watchers.items() if hub not in unknown or hub in alive}
+
+    async def _waited_s(self, key: StreamKey) -> float:
+        """How long ago the stream was created, by Redis' clock."""
+        [facts] = await self._broker.log.facts([key], ["created"])
+        seconds, micros = await self._broker.connections.control.time()
+        return 0.0 if facts is None else max(0.0, seconds + micros / 1e6 - int(facts["created"]) / 1000)
+
+    async def _fold(self, key: StreamKey, end: int) -> TextDigest:
+        """The text that viewers see now: it stays, so `done` vouches for it."""
+        digest, first = TextDigest(), 1
+        while first < end:
+            page = await self._broker.log.read(key, first, min(_PAGE_ENTRIES, end - first))
+            if not page:
+                break
+            for kind, data in page:
+                digest.add(kind, data)
+            first += len(page)
+        return digest
+
+    async def _is_suspect(self, key: StreamKey) -> bool:
+        try:
+            [facts] = await self._broker.log.facts([key], ["losses", "owner"])
+        except Unreachable:
+            return False
+        # The loss that this takeover is about is counted by its claim.
+        return facts is not None and int(facts["losses"]) + (facts["owner"] != "") >= SUSPECT_LOSSES
+
+
+def _speaker(question: Question, reason: str | None) -> Speaker:
+    return Speaker(question.provider.name, question.model, question.provider.mode, reason)
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, TypeError):
+        return None

@@ -1,0 +1,423 @@
+"""One run's life: from what a provider says to frozen batches for the log, and exactly one `done` (protocol §5).
+
+Pure: no I/O; time (monotonic seconds) and ids are arguments. The log is told in batches, one outstanding:
+`take` freezes what is pending, and until it is answered `take` returns that batch again. (mark, offset) → bytes
+never changes: what arrives meanwhile gets later offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from headrace.protocol import entries as kinds
+from headrace.protocol.body import Options
+from headrace.protocol.codes import DONE_ERROR_CODES
+from headrace.protocol.entries import CONTENT_KINDS, ENTRY_BYTES, LOG_BYTES, Entry, Status, TextDigest, encode_data
+from hub.broker.log import Claim
+from workers import providers
+from workers.attendance import Attendance
+from workers.batching import ENTRY_WEIGHT, Outbox
+
+#: A batch of text holds no more: with its names it fits one relay packet (64 KiB).
+BATCH_BYTES = 56 * 1024
+#: What a provider said and the log has not confirmed; reading stops above it.
+PENDING_BYTES = 256 * 1024
+#: Kept free in a log for the last usage and `done`.
+RESERVE_BYTES = 8 * 1024
+#: A running `usage` is logged at most this often, in seconds.
+USAGE_EVERY_S = 1.0
+_NAME_CHARACTERS = 256
+_MESSAGE_CHARACTERS = 500
+
+#: How a provider's orderly end reads in `done`. `refusal` is the model's own answer; `filter` is somebody else
+#: cutting it off, and the only one that is a failure (`content_blocked`, see `_stop`).
+_STOPS: Final[dict[str, tuple[Status, str]]] = {
+    "stop": ("completed", "stop"),
+    "tool": ("completed", "tool"),
+    "refusal": ("completed", "refusal"),
+    "length": ("truncated", "length"),
+    "context": ("truncated", "context"),
+    "filter": ("failed", "filter"),
+}
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """What `done` will say."""
+
+    status: Status
+    stop_reason: str
+    error: kinds.DoneError | None = None
+
+    @classmethod
+    def failed(cls, code: str, message: str, *, retry: Any = None, after_ms: int | None = None) -> Ending:
+        retry = retry or DONE_ERROR_CODES[code]
+        return cls("failed", "error", kinds.DoneError(code, _clean(message, _MESSAGE_CHARACTERS), retry, after_ms))
+
+
+CANCELLED: Final = Ending("cancelled", "cancelled")
+ABANDONED: Final = Ending("cancelled", "abandoned")
+TOO_LONG: Final = Ending("truncated", "too_long")
+MAX_RUN: Final = Ending("truncated", "max_run")
+
+
+def worker_lost() -> Ending:
+    return Ending.failed("worker_lost", "the worker of this answer was lost; what it wrote is kept")
+
+
+class Speaker(msgspec.Struct, frozen=True):
+    """Who was chosen to answer."""
+
+    provider: str
+    model: str
+    mode: Any
+    reason: str | None = None
+
+
+class Batch(msgspec.Struct, gc=False):
+    """Frozen entries from offset `first` on, to be appended in one script call."""
+
+    first: int
+    entries: list[Entry]
+    shown: str
+    """`c` with the first content of this attempt, `r` with a reset, else empty: see scripts/append.lua."""
+    ends: bool
+    """The last entry is `done`."""
+
+
+class Generation:
+    """The life of one attempt. Bounds: PENDING_BYTES not yet confirmed, LOG_BYTES kept for repair.
+
+    `over` names the end once nothing more can be appended: `done` when that is in the log; `fenced`, `gone`,
+    `terminal` as append.lua says them; `gap` when Redis lost more of the log than is kept; `lost` when the lease
+    was not confirmed for too long.
+    """
+
+    __slots__ = (
+        "_content_at", "_deadline", "_digest", "_done_at", "_ending", "_flight", "_kept", "_log_bytes", "_logged",
+        "_opening", "_origin", "_outbox", "_reset_at", "_retry_token", "_speaker", "_spoken_at", "_started_at",
+        "_told", "_top", "_usage", "_usage_at", "_usage_told", "attendance", "held", "over", "paused",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        claim: Claim,
+        options: Options,
+        speaker: Speaker,
+        *,
+        now: float,
+        run_ahead: int,
+        max_run_s: float,
+        retry_token: str,
+        waited_s: float = 0.0,
+        ending: Ending | None = None,
+        digest: TextDigest | None = None,
+    ) -> None:
+        """`ending` ends the run before it starts; then, and if content is shown, `digest` is the fold of the log.
+
+        `waited_s` is how long the request has been unattended if nobody watches it now.
+        """
+        self.attendance = Attendance(options.on_abandon, options.abandon_after_ms / 1000, run_ahead, now - waited_s)
+        #: The last answer of the log was not "in the log": the provider waits.
+        self.held = False
+        #: The lease is in doubt: the provider waits.
+        self.paused = False
+        self.over = ""
+        self._outbox = Outbox()
+        self._digest = digest or TextDigest()
+        self._ending = ending
+        self._speaker = speaker
+        self._told: Speaker | None = None
+        self._retry_token = retry_token
+        self._started_at = now
+        self._deadline = now + max_run_s
+        self._spoken_at: float | None = None
+        self._usage: kinds.Usage | None = None
+        self._usage_told: kinds.Usage | None = None
+        self._usage_at = now - USAGE_EVERY_S
+        self._origin = claim.next_offset  # of the oldest entry kept
+        self._kept: list[Entry] = []
+        self._top = self._logged = claim.next_offset - 1
+        self._log_bytes = claim.log_bytes
+        self._flight: Batch | None = None
+        self._content_at = self._reset_at = self._done_at = 0
+        self._opening: list[Entry] = []
+        if ending is None:
+            self._open(claim)
+
+    def _open(self, claim: Claim) -> None:
+        self._opening.append(("started", encode_data(kinds.Started(claim.attempt))))
+        if claim.shown:
+            self._opening.append(("notice", encode_data(kinds.Notice("worker_lost"))))
+            self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
+            self._reset_at = self._top + len(self._opening)
+
+    # -- the provider's side
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is wanted of the provider."""
+        return self._ending is not None or self.over != ""
+
+    @property
+    def may_read(self) -> bool:
+        """Whether the provider may be read now (protocol §6, upstream)."""
+        return (
+            self._ending is None
+            and not self.held
+            and not self.paused
+            and not self.over
+            and self._outbox.size <= PENDING_BYTES - BATCH_BYTES
+            and self._top + len(self._opening) + len(self._outbox) < self.attendance.bound
+        )
+
+    def feed(self, events: Sequence[providers.Event], now: float) -> None:
+        """Take what the provider said. After the end it is ignored."""
+        if self._ending is not None:
+            return
+        for event in events:
+            kind = type(event)
+            if kind is providers.Text:
+                text = event.text  # type: ignore[attr-defined]
+                if text:
+                    if self._spoken_at is None:
+                        self._first_content(now)
+                    self._outbox.text("text", text)
+            elif self._feed_rare(event, now):
+                break
+        if self._log_bytes + self._outbox.size > LOG_BYTES - RESERVE_BYTES:
+            self._outbox.trim(LOG_BYTES - RESERVE_BYTES - self._log_bytes)
+            self._ending = None  # whatever the provider said at its end, not all of it fits
+            self.end(TOO_LONG)
+
+    def fail(self, error: providers.ProviderError) -> None:
+        """The provider failed: what it said before is kept."""
+        self.end(Ending.failed(error.code, error.message, retry=error.retry, after_ms=error.after_ms))
+
+    def end(self, ending: Ending) -> None:
+        """The first end wins; `done` follows what is pending."""
+        if self._ending is None:
+            self._ending = ending
+            self._outbox.flush()
+            if self._usage != self._usage_told:
+                self._tell_usage()
+
+    def cancel(self) -> None:
+        self.end(CANCELLED)
+
+    def attend(self, demand: int, watched: bool, now: float) -> None:
+        """The greatest demand of all hubs, 0 when none holds any, and whether any hub watches."""
+        self.attendance.update(demand, watched, now)
+
+    def tick(self, now: float) -> None:
+        """Time passed: end what nobody waits for, and what runs too long."""
+        if self._ending is None:
+            if now >= self._deadline:
+                self.end(MAX_RUN)
+            elif self.attendance.is_abandoned(now):
+                self.end(ABANDONED)
+
+    def _feed_rare(self, event: providers.Event, now: float) -> bool:
+        """Anything but text; True if it is the end."""
+        if isinstance(event, providers.Reasoning):
+            self._say("reasoning", event.text, "", now)
+        elif isinstance(event, providers.ToolInput):
+            self._say("tool_input", event.delta, _clean(event.call), now)
+        elif isinstance(event, providers.ToolCall):
+            self._show("tool_call", kinds.ToolCall(_clean(event.call), _clean(event.name)), now)
+        elif isinstance(event, providers.ToolReady):
+            call = _clean(event.call)
+            whole = msgspec.UNSET if event.input is None else event.input
+            if not self._show("tool_ready", kinds.ToolReady(call, whole), now):
+                self._show("tool_ready", kinds.ToolReady(call), now)  # its pieces are in the log already
+        elif isinstance(event, providers.Citation):
+            self._show("citation", event.data, now)
+        elif isinstance(event, providers.Usage):
+            self._usage = kinds.Usage(event.input_tokens, event.output_tokens, event.cached_tokens)
+            if self._usage != self._usage_told and now - self._usage_at >= USAGE_EVERY_S:
+                self._usage_at = now
+                self._tell_usage()
+        elif isinstance(event, providers.Speaker):
+            self._speaker = msgspec.structs.replace(self._speaker, model=event.model)
+            if self._told is not None:
+                self._tell_speaker()
+        elif isinstance(event, providers.Stop):
+            self._stop(event.reason)
+            return True
+        return False
+
+    def _stop(self, reason: str) -> None:
+        status, stop_reason = _STOPS.get(reason, ("completed", _clean(reason)))
+        error = None
+        if status == "failed":
+            error = Ending.failed("content_blocked", "the provider's filter cut this answer off").error
+        self.end(Ending(status, stop_reason, error))
+
+    def _say(self, kind: str, text: str, call: str, now: float) -> None:
+        if text:
+            if self._spoken_at is None:
+                self._first_content(now)
+            self._outbox.text(kind, text, call)
+
+    def _show(self, kind: str, data: kinds.Data | dict[str, Any], now: float) -> bool:
+        """Add an entry of content, unless it cannot be encoded or is too large: then False."""
+        try:
+            encoded = msgspec.msgpack.encode(data)
+        except (UnicodeEncodeError, OverflowError, TypeError, RecursionError):
+            return False
+        if len(encoded) > ENTRY_BYTES:
+            return False
+        if self._spoken_at is None:
+            self._first_content(now)
+        self._outbox.entry(kind, encoded)
+        return True
+
+    def _first_content(self, now: float) -> None:
+        self._spoken_at = now
+        self._tell_speaker()
+
+    def _tell_speaker(self) -> None:
+        if self._told != self._speaker:
+            self._told = speaker = self._speaker
+            source = kinds.Source(speaker.provider, _clean(speaker.model), speaker.mode, speaker.reason)
+            self._outbox.entry("source", encode_data(source))
+
+    def _tell_usage(self) -> None:
+        assert self._usage is not None
+        self._usage_told = self._usage
+        self._outbox.entry("usage", encode_data(self._usage))
+
+    # -- the log's side
+
+    @property
+    def logged(self) -> int:
+        """The offset up to which this attempt's entries are in the log, and therefore relayed."""
+        return self._logged
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether `done` has its offset: it may be in the log already, though no answer said so."""
+        return self._done_at > 0
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether `take` returns a batch."""
+        if self.over:
+            return False
+        return (
+            self._flight is not None
+            or len(self._outbox) > 0
+            or self._logged < self._top
+            or len(self._opening) > 0
+            or (self._ending is not None and not self._done_at)
+        )
+
+    def take(self, now: float) -> Batch | None:
+        """The batch to append now: the unanswered one again if there is one."""
+        if self.over:
+            return None
+        if self._flight is not None:
+            return self._flight
+        first = self._logged + 1
+        entries = self._again(first) if self._logged < self._top else self._freeze(now)
+        if not entries:
+            return None
+        last = first + len(entries) - 1
+        shown = ""
+        if first <= self._content_at <= last:
+            shown = "c"
+        elif first <= self._reset_at <= last:
+            shown = "r"
+        self._flight = Batch(first, entries, shown, last == self._done_at)
+        return self._flight
+
+    def answered(self, status: bytes, number: int) -> bool:
+        """Take append.lua's reply to the batch in flight; True if the batch is in the log, and to be relayed."""
+        assert self._flight is not None
+        batch, self._flight = self._flight, None
+        if status == b"OK" or status == b"DUP":
+            self.held = False
+            self._logged = batch.first + len(batch.entries) - 1
+            if batch.ends:
+                self.over = self.over or "done"
+            elif number:
+                self.cancel()
+            return True
+        if status != b"GAP":
+            self.over = status.decode().lower()
+        elif number + 1 < self._origin:
+            self.over = "gap"
+        else:
+            self.held = True
+            self._logged = number
+        return False
+
+    def refused(self) -> None:
+        """The batch in flight was not applied, or nobody knows: it stays, and the provider waits."""
+        self.held = True
+
+    def done_lost(self) -> None:
+        """Redis says that a generation whose `done` it confirmed is not done: append again."""
+        if self.over == "done":
+            self.over = ""
+            self._logged = self._done_at - 1
+
+    def lose(self, reason: str) -> None:
+        """The generation is not this worker's any more: append nothing further."""
+        self.over = self.over or reason
+
+    def _freeze(self, now: float) -> list[Entry]:
+        """Give pending entries their offsets, and `done` when nothing else is left."""
+        if self._opening:  # alone, so that a reset and new content never share a batch
+            entries, self._opening = self._opening, []
+        else:
+            entries = self._outbox.take(BATCH_BYTES)
+        top, digest = self._top, self._digest
+        for kind, data in entries:
+            top += 1
+            digest.add(kind, data)
+            self._log_bytes += len(data)
+            if not self._content_at and kind in CONTENT_KINDS:
+                self._content_at = top
+        if self._ending is not None and not self._done_at and not self._outbox:
+            top += 1
+            self._done_at = top
+            entries.append(("done", self._done(self._ending)))
+        self._kept += entries
+        self._top = top
+        return entries
+
+    def _again(self, first: int) -> list[Entry]:
+        """Frozen entries that are not in the log, from `first` on."""
+        end = self._reset_at if first <= self._reset_at else self._top
+        entries: list[Entry] = []
+        size = 0
+        for entry in self._kept[first - self._origin : end - self._origin + 1]:
+            size += len(entry[1]) + ENTRY_WEIGHT
+            if entries and size > BATCH_BYTES:
+                break
+            entries.append(entry)
+        return entries
+
+    def _done(self, ending: Ending) -> bytes:
+        ttft_ms = None if self._spoken_at is None else round((self._spoken_at - self._started_at) * 1000)
+        may_retry = ending.error is not None and ending.error.retry != "no"
+        return encode_data(
+            kinds.Done(
+                ending.status,
+                ending.stop_reason,
+                self._digest.size,
+                self._digest.hexdigest(),
+                usage=self._usage,
+                ttft_ms=ttft_ms,
+                error=ending.error,
+                retry_token=self._retry_token if may_retry else None,
+            )
+        )
+
+
+def _clean(text: str, length: int = _NAME_CHARACTERS) -> str:
+    """A name or message that any encoding carries."""
+    return text[:length].encode("utf-8", "replace").decode()

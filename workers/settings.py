@@ -1,0 +1,18 @@
+"""Settings of a worker. Read once at start from `HEADRACE_…` variables; durations in seconds."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hub.broker.settings import BrokerSettings
+
+
+class WorkerSettings(BrokerSettings):
+    # A thousand answers at 20 tokens a second take some 0.4 of a core without a provider's SDK, and an SDK takes
+    # about as much again: more than this saturates one process, and one killed worker should not restart more.
+    worker_concurrency: int = Field(
+        1000, ge=1, le=20_000, description="Generations run at a time; one more place is kept for takeovers."
+    )
+    drain_timeout_s: float = Field(
+        120.0, ge=0, description="After SIGTERM, what runs has this long to finish; the rest is handed to others."
+    )
