@@ -7,12 +7,14 @@ import ipaddress
 import sys
 
 import structlog
+from pydantic import ValidationError
 
 from hub.app import create_app
 from hub.auth import Unconfigured
 from hub.broker.broker import Broker
 from hub.broker.logging import configure_logging
 from hub.broker.loop import run
+from hub.broker.settings import wrong_settings
 from hub.server import HubServer, listen, make_config
 from hub.settings import HubSettings
 
@@ -36,11 +38,13 @@ async def serve(settings: HubSettings, host: str, port: int) -> None:
     try:
         app = create_app(settings, broker)
         sock = listen(host, port)
+        server = HubServer(make_config(app, settings), app.state.node)
+        server.handle_signals()
         log = structlog.get_logger("hub")
         log.info("hub listens", url=f"ws://{host}:{sock.getsockname()[1]}/v1/ws", auth=settings.auth)
         if settings.auth == "none":
             log.warning("HEADRACE_AUTH=none: everybody on this machine is the user `dev`")
-        await HubServer(make_config(app, settings), app.state.node).serve_until_exit(sock)
+        await server.serve_until_exit(sock)
     finally:
         await broker.close()
 
@@ -52,7 +56,11 @@ def main() -> None:
     options = parser.parse_args()
     configure_logging()
     try:
-        run(serve(HubSettings(), options.host, options.port))
+        settings = HubSettings()
+    except ValidationError as error:
+        sys.exit(f"hub: {'; '.join(wrong_settings(error))}")
+    try:
+        run(serve(settings, options.host, options.port))
     except (Unconfigured, OSError) as error:
         sys.exit(f"hub: {error}")
 

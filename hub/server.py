@@ -227,12 +227,15 @@ class HubServer(uvicorn.Server):
             if isinstance(protocol, HubProtocol):
                 protocol.check_life(loop_now, heartbeat_s)
 
-    async def serve_until_exit(self, sock: socket.socket) -> None:
-        """Serve on a listening socket; signals of this process drain it."""
+    def handle_signals(self) -> None:
+        """From now on SIGTERM and SIGINT of this process drain the hub."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(NotImplementedError, RuntimeError):
                 loop.add_signal_handler(number, self.handle_exit, number, None)
+
+    async def serve_until_exit(self, sock: socket.socket) -> None:
+        """Serve on a listening socket until drained or told to exit."""
         await self._serve([sock])
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from hub.broker import loop
 from hub.broker.broker import Broker
 from hub.broker.logging import configure_logging
+from hub.broker.settings import wrong_settings
 from workers.providers import ProviderError
 from workers.providers.registry import Providers
 from workers.providers.sdk import POOL_CONNECTIONS
@@ -32,7 +33,7 @@ def main() -> int:
     try:
         settings = WorkerSettings()
     except ValidationError as error:
-        print(f"workers: a setting is wrong.\n{error}", file=sys.stderr)  # noqa: T201
+        print(f"workers: {'; '.join(wrong_settings(error))}", file=sys.stderr)  # noqa: T201
         return 2
     if not settings.redis_url:
         print(  # noqa: T201

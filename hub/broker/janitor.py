@@ -13,6 +13,7 @@ from typing import Literal
 
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from headrace.protocol.codes import DONE_ERROR_CODES
 from headrace.protocol.entries import Done, DoneError, TextDigest, encode_data
@@ -137,12 +138,16 @@ class Janitor:
         self._token = secrets.token_urlsafe(8)
 
     async def run(self) -> None:
+        waits = False
         while True:
             try:
                 if await self._has_turn():
                     await self.sweep()
+                waits = False
             except Unreachable as error:
-                log_.warning("janitor waits for Redis", error=type(error).__name__)
+                if not waits:
+                    log_.warning("janitor waits for Redis", error=type(error).__name__)
+                waits = True
             await asyncio.sleep(self._settings.janitor_interval_s)
 
     async def sweep(self) -> None:
@@ -163,7 +168,12 @@ class Janitor:
             if lane not in oldest:
                 oldest[lane] = await self._lanes.oldest_ms(lane)
             verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings)
-            looks[key] = await self._act(key, verdict, lane, now_ms)
+            try:
+                looks[key] = await self._act(key, verdict, lane, now_ms)
+            except ResponseError as error:
+                # One stream that Redis refuses must not keep the janitor from the others.
+                log_.error("stream cannot be tended", stream=keys.stream_of(key), error=str(error)[:100])
+                looks[key] = now_ms + QUEUE_SLACK_MS
             if looks[key] is None:
                 self._memory.forget(key)
         await self._live.reschedule(looks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -28,3 +28,11 @@ class BrokerSettings(BaseSettings):
         512, ge=16, description="Packets kept in a mailbox; older ones become holes, read from the log."
     )
     run_ahead: int = Field(512, ge=1, description="Entries a worker may write past the greatest demand.")
+
+
+def wrong_settings(error: ValidationError) -> list[str]:
+    """What is wrong with the `HEADRACE_…` variables, one short sentence each. Never a value: it may be a secret."""
+    return [
+        f"HEADRACE_{'_'.join(map(str, item['loc'])).upper()}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+        for item in error.errors(include_url=False, include_input=False, include_context=False)
+    ]

@@ -9,15 +9,13 @@ def wrong_settings() -> list[str]:
     """What is wrong with the `HEADRACE_…` variables of hubs, one short sentence each."""
     from pydantic import ValidationError
 
+    from hub.broker.settings import wrong_settings as describe
     from hub.settings import HubSettings
 
     try:
         HubSettings()
     except ValidationError as error:
-        return [
-            f"HEADRACE_{'_'.join(map(str, item['loc'])).upper()}: {item['msg'][:1].lower()}{item['msg'][1:]}"
-            for item in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
+        return describe(error)
     return []
 
 
