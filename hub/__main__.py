@@ -13,7 +13,7 @@ from hub.app import create_app
 from hub.auth import Unconfigured
 from hub.broker.broker import Broker
 from hub.broker.logging import configure_logging
-from hub.broker.loop import run
+from hub.broker.loop import calm_collector, run
 from hub.broker.settings import wrong_settings
 from hub.server import HubServer, listen, make_config
 from hub.settings import HubSettings
@@ -40,6 +40,7 @@ async def serve(settings: HubSettings, host: str, port: int) -> None:
         sock = listen(host, port)
         server = HubServer(make_config(app, settings), app.state.node)
         server.handle_signals()
+        calm_collector()
         log = structlog.get_logger("hub")
         log.info("hub listens", url=f"ws://{host}:{sock.getsockname()[1]}/v1/ws", auth=settings.auth)
         if settings.auth == "none":

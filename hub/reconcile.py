@@ -98,7 +98,9 @@ class Reconciler:
                 continue
             if standing is None:
                 await relay.repair(tail)  # tells the viewers that it is gone
-            elif standing.top != tail.top or (standing.state == "done") != (tail.state == "done"):
+            elif (standing.top, standing.mark, standing.state == "done") != (
+                tail.top, tail.runs.last, tail.state == "done",
+            ):  # fmt: skip
                 tail.suspect = standing.top
                 suspects.append((tail, tail.top))
             else:

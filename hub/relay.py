@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from headrace.protocol.cursor import Cursor
-from headrace.protocol.entries import CONTENT_KINDS, Entry
+from headrace.protocol.entries import CONTENT_KINDS, DELTA_KINDS, Entry
 from headrace.protocol.frames import Attached, Live
 from hub.attachment import Attachment
 from hub.broker.broker import Broker
@@ -30,8 +30,6 @@ from hub.tail import BUFFERED_PARTS, Frame, Held, Tail, cut
 
 log_ = structlog.get_logger(__name__)
 
-#: Demand is told again when it has grown by this many entries: half of the worker's run-ahead.
-DEMAND_STEP = 256
 #: Entries read from the log at once.
 PAGE_ENTRIES = 512
 #: Log reads and repairs at once in one hub; the next waits.
@@ -402,7 +400,8 @@ class Relay:
     def raise_demand(self, tail: Tail, demand: int) -> None:
         if demand > tail.demand:
             tail.demand = demand
-            if demand - tail.demand_told >= DEMAND_STEP or not tail.demand_told:
+            step = max(1, self.broker.settings.run_ahead // 2)  # told before the worker runs into its bound
+            if demand - tail.demand_told >= step or not tail.demand_told:
                 self.tell(tail)
 
     def acked(self, attachment: Attachment) -> None:
@@ -503,10 +502,11 @@ class Relay:
     def _paced(self, attachment: Attachment, entries: Sequence[Entry]) -> bool:
         """Whether a paced viewer gets these entries now; if not, a timer will bring them."""
         loop = asyncio.get_running_loop()
-        has_entry = any(kind not in ("text", "reasoning", "tool_input") for kind, _ in entries)
+        has_entry = any(kind not in DELTA_KINDS for kind, _ in entries)
         wait = attachment.wait_for_pace(loop.time(), has_entry)
         if wait <= 0:
-            attachment.next_delta_at = loop.time() + attachment.pace_s
+            if any(kind in DELTA_KINDS for kind, _ in entries):
+                attachment.next_delta_at = loop.time() + attachment.pace_s
             return True
         if not attachment.timer:
             attachment.timer = True

@@ -13,9 +13,11 @@ What differs from the base class, and why:
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import signal
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -29,7 +31,8 @@ from hub.endpoint import Endpoint
 from hub.node import Node
 from hub.settings import HubSettings
 
-#: Bytes that wait in a socket's own buffers before the hub stops writing to it.
+#: Bytes that the kernel holds for a slow peer. The hub itself holds none beyond the message it was writing: it
+#: stops as soon as the kernel takes no more, so that an unread socket costs no memory of the process.
 HIGH_WATER = 64 * 1024
 #: Fragments of one message.
 MAX_FRAGMENTS = 64
@@ -51,12 +54,14 @@ class HubProtocol(WebSocketsSansIOProtocol):
         self.seen_at = now
         self.pinged_at = now
         self._acked = 0
+        #: Where our newest ping ends, in bytes since the connection began.
+        self._ping_end = 0
         self._held = False
         self._fragments = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.transport.set_write_buffer_limits(high=0)
 
     async def run_asgi(self) -> None:
         self.scope["headrace.socket"] = self  # type: ignore[typeddict-unknown-key]
@@ -167,11 +172,15 @@ class HubProtocol(WebSocketsSansIOProtocol):
             self.pinged_at = now
             if self.writable.is_set():
                 self.transport.write(_PING)
+                self._ping_end = _bytes_acked(self.transport) + _bytes_unacked(self.transport)
 
     def _has_progressed(self, now: float) -> bool:
-        """Whether the peer's kernel took anything since the last look: a slow link whose pong is queued lives."""
+        """Whether a slow link is still on its way to our ping: its kernel took more, but not the ping yet.
+
+        A kernel that took the ping says nothing about its program, which must answer.
+        """
         acked = _bytes_acked(self.transport)
-        if acked <= self._acked:
+        if acked >= self._ping_end and self.writable.is_set() or acked <= self._acked:
             return False
         self._acked = acked
         self.seen_at = now
@@ -184,6 +193,15 @@ def _bytes_acked(transport: asyncio.Transport) -> int:
         info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
         return int(struct.unpack_from("Q", info, 120)[0])
     except (OSError, AttributeError, struct.error):
+        return 0
+
+
+def _bytes_unacked(transport: asyncio.Transport) -> int:
+    """What lies in the kernel's send queue, not acknowledged by the peer; 0 where the system does not tell."""
+    try:
+        number = transport.get_extra_info("socket").fileno()
+        return int(struct.unpack("i", fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)))[0])
+    except (OSError, AttributeError):
         return 0
 
 

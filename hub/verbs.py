@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from headrace.protocol import frames
@@ -58,6 +59,12 @@ class Verbs:
         self._check_request(frame, body)
         on_abandon = frame.on_abandon or ("cancel" if frame.attach else "continue")
         options = Options(on_abandon, frame.abandon_after_ms, frame.on_worker_loss, frame.metadata)
+        watched: tuple[Tail, StreamView] | None = None
+
+        async def watch(key: StreamKey) -> None:
+            nonlocal watched
+            watched = await self._watch(key, None, frame.window)
+
         try:
             key = await self._node.broker.accept(
                 org=identity.org,
@@ -66,6 +73,7 @@ class Verbs:
                 body=body,
                 options=options,
                 now_ms=int(time.time() * 1000),
+                before_lane=watch if frame.attach else None,
             )
         except RequestConflict:
             raise Rejected("request_conflict", "this request key belongs to another request") from None
@@ -84,6 +92,7 @@ class Verbs:
             frame.pace_ms,
             lambda view, offset, resumed, size: self._accepted(frame.id, stream, view, size),
             accepted_at=accepted_at,
+            watched=watched,
         )
 
     def _check_request(self, frame: frames.Generate, body: Body) -> None:
@@ -113,7 +122,14 @@ class Verbs:
         """An attach to this stream that is still under way is not to take effect: frames are taken in order."""
         self._latest.pop(stream, None)
 
-    async def attach(self, frame: frames.Attach) -> None:
+    def attach(self, frame: frames.Attach) -> Awaitable[None]:
+        """From now on this attach is the one that counts, whenever it gets its turn."""
+        token = object()
+        if _STREAM.fullmatch(frame.stream):
+            self._latest[frame.stream] = token
+        return self._attach(frame, token)
+
+    async def _attach(self, frame: frames.Attach, token: object) -> None:
         key = self._key(frame.stream)
         after = frame.after
 
@@ -124,27 +140,37 @@ class Verbs:
                 self._node.counts.restarts += not resumed
             return frames.Attached(frame.stream, resumed, offset, mark, view.top, view.state, size, frame.id)
 
-        await self._follow(key, after, frame.window, frame.pace_ms, answer)
+        await self._follow(key, after, frame.window, frame.pace_ms, answer, token=token)
+
+    async def _watch(self, key: StreamKey, after: Any, window: Any) -> tuple[Tail, StreamView]:
+        size = self._endpoint.clamp(window)
+        start = after.offset if isinstance(after, Cursor) else 0
+        return await self._node.relay.watch(
+            key,
+            user=self._identity.user,
+            may_read=self._identity.may("streams:read"),
+            demand=start + (self._node.settings.window if size is None else size),
+        )
 
     async def _follow(
-        self, key: StreamKey, after: Any, window: Any, pace_ms: int, answer: Any, accepted_at: float | None = None
-    ) -> None:
+        self, key: StreamKey, after: Any, window: Any, pace_ms: int, answer: Any, *,
+        accepted_at: float | None = None, token: object = None, watched: tuple[Tail, StreamView] | None = None,
+    ) -> None:  # fmt: skip
         """Attach: answer and first frames are written in one go, nothing comes between."""
         endpoint, relay = self._endpoint, self._node.relay
         stream = keys.stream_of(key)
-        token = self._latest[stream] = object()
+        if token is None:
+            token = self._latest[stream] = object()
         size = endpoint.clamp(window)
         ahead = self._node.settings.window
-        start = after.offset if isinstance(after, Cursor) else 0
         try:
             if len(endpoint.attachments) >= self._node.settings.attachments and stream not in endpoint.attachments:
                 raise Rejected(
                     "invalid_request", f"a connection follows at most {self._node.settings.attachments} streams"
                 )
-            tail, view = await relay.watch(
-                key, user=self._identity.user, may_read=self._identity.may("streams:read"),
-                demand=start + (ahead if size is None else size),
-            )  # fmt: skip
+            if watched is None or relay.tails.get(key) is not watched[0]:
+                watched = await self._watch(key, after, window)
+            tail, view = watched
             if self._latest.get(stream) is not token:
                 raise Rejected("invalid_request", "a later attach or detach of this stream took this one's place")
         finally:
@@ -184,10 +210,8 @@ class Verbs:
         except Absent:
             raise not_found() from None
         tail = self._node.relay.tails.get(key)
-        if tail is not None and owner:
-            self._node.relay.tell(tail, Wish(key, 0, on_abandon=frame.on_abandon))
-        elif owner:
-            await self._node.relay.say(owner, Wish(key, 0, on_abandon=frame.on_abandon))
+        if owner:
+            await self._node.relay.say(owner, Wish(key, tail.demand if tail else 0, on_abandon=frame.on_abandon))
         if frame.id is not None:
             self._endpoint.send(frames.Ok(frame.id))
 

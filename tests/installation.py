@@ -153,9 +153,8 @@ class HubProcess:
         return self._process.returncode, log.decode()
 
     def kill(self) -> None:
-        if self._process.poll() is None:
+        with self._process:  # waits, and closes the pipe
             self._process.kill()
-            self._process.communicate(timeout=DEADLINE_S)
 
 
 def question(request: str, *, model: str = "scripted/tokens=5,rate=0", **options: Any) -> Map:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -50,7 +49,7 @@ def main() -> int:
 
 async def _work(settings: WorkerSettings, url: str) -> None:
     _allow_sockets()
-    _calm_collector()
+    loop.calm_collector()
     broker = Broker.connect(url, settings)
     providers = Providers.from_env(os.environ, requests=min(settings.worker_concurrency + 1, POOL_CONNECTIONS))
     worker = Worker(settings, broker, providers)
@@ -99,13 +98,6 @@ def _allow_sockets() -> None:
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _calm_collector() -> None:
-    """Tokens make no cycles, and a tenth of a worker's time went into looking for some."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 if __name__ == "__main__":

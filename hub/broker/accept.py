@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -64,9 +65,18 @@ def new_mark() -> str:
 
 
 async def accept(
-    redis: Redis, log: StreamLog, lanes: Lanes, live: LiveIndex, settings: BrokerSettings, asked: Asked
+    redis: Redis,
+    log: StreamLog,
+    lanes: Lanes,
+    live: LiveIndex,
+    settings: BrokerSettings,
+    asked: Asked,
+    before_lane: Callable[[StreamKey], Awaitable[None]] | None = None,
 ) -> StreamKey:
     """The stream of this request, created and queued. Raises RequestConflict, RequestGone, `Unreachable`.
+
+    `before_lane` is awaited for a stream that no worker can have seen yet: interest registered there is found by
+    the claim, and nothing has to be read from the log.
 
     After `Unreachable` the request may or may not run; repeating it is safe and the only way to know.
     """
@@ -97,6 +107,8 @@ async def accept(
         lane=asked.lane,
         ttl_ms=int((settings.queue_timeout_s + settings.max_run_s) * 1000),
     )
+    if before_lane is not None:
+        await before_lane(key)
     if state == "queued":
         await lanes.add(asked.lane, key)
     await redis.set(request, f"{stream} {digest} 1", xx=True, keepttl=True)

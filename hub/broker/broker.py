@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -41,11 +42,20 @@ class Broker:
         return cls(settings, connections, log, lanes, live, Janitor(redis, log, lanes, live, settings))
 
     async def accept(
-        self, *, org: str, user: str, request_key: str, body: Body, options: Options, now_ms: int
+        self,
+        *,
+        org: str,
+        user: str,
+        request_key: str,
+        body: Body,
+        options: Options,
+        now_ms: int,
+        before_lane: Callable[[StreamKey], Awaitable[None]] | None = None,
     ) -> StreamKey:
         """See `accept.accept`."""
         asked = Asked(org, user, request_key, body, options, LANES[0], now_ms)
-        return await accept(self.connections.control, self.log, self.lanes, self.live, self.settings, asked)
+        redis = self.connections.control
+        return await accept(redis, self.log, self.lanes, self.live, self.settings, asked, before_lane)
 
     async def is_reachable(self, timeout_s: float = 1.0) -> bool:
         try:

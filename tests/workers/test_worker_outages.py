@@ -107,7 +107,7 @@ def test_without_a_redis_url_the_process_says_what_to_set() -> None:
 def test_a_wrong_setting_is_named() -> None:
     environ = {**os.environ, "HEADRACE_WORKER_CONCURRENCY": "many"}
     ended = subprocess.run([sys.executable, "-m", "workers"], capture_output=True, text=True, timeout=20, env=environ)
-    assert ended.returncode == 2 and "worker_concurrency" in ended.stderr
+    assert ended.returncode == 2 and "HEADRACE_WORKER_CONCURRENCY" in ended.stderr and ended.stderr.count("\n") == 1
 
 
 # -- a Redis that forgets

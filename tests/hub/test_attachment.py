@@ -1,0 +1,50 @@
+"""A viewer of a stream: a cursor, a window and a pace (protocol §4, §6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hub.attachment import Attachment
+
+
+def attachment(start: int = 0, size: int | None = 4, pace_s: float = 0.0) -> Attachment:
+    nobody: Any = None
+    return Attachment(nobody, nobody, "g_x", start, size, 4096, pace_s)
+
+
+def test_attaching_sets_acked_and_sent_to_where_it_starts() -> None:
+    viewer = attachment(start=57)
+    assert (viewer.acked, viewer.sent, viewer.limit, viewer.is_live) == (57, 57, 61, False)
+
+
+@pytest.mark.parametrize(("size", "top", "through"), [(4, 3, 3), (4, 4, 4), (4, 9, 4), (0, 9, 0), (None, 9, 9)])
+def test_a_viewer_is_sent_through_the_top_or_the_end_of_its_window(size: int | None, top: int, through: int) -> None:
+    viewer = attachment(size=size)
+    assert viewer.through(top) == through
+    assert isinstance(viewer.through(top), int)
+
+
+def test_without_a_pace_nothing_waits() -> None:
+    assert attachment().wait_for_pace(0.0, has_entry=False) == 0
+
+
+def test_a_paced_viewer_waits_for_its_time_unless_an_entry_takes_the_text_along() -> None:
+    viewer = attachment(pace_s=0.1)
+    assert viewer.wait_for_pace(10.0, has_entry=False) == 0
+    viewer.next_delta_at = 10.5
+    assert viewer.wait_for_pace(10.25, has_entry=False) == 0.25
+    assert viewer.wait_for_pace(10.25, has_entry=True) == 0
+    assert viewer.wait_for_pace(10.5, has_entry=False) == 0
+
+
+@pytest.mark.parametrize("size", [4, 0, None])
+def test_a_restart_goes_back_to_an_offset_with_the_same_window(size: int | None) -> None:
+    viewer = attachment(start=57, size=size)
+    viewer.sent = 60
+    viewer.is_live = True
+    viewer.restart(0)
+    assert (viewer.sent, viewer.acked, viewer.is_live, viewer.size) == (0, 0, False, size)
+    assert viewer.limit == (float("inf") if size is None else size)
+    assert viewer.demand == (4096 if size is None else size)
