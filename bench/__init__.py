@@ -1,0 +1,1 @@
+"""What Headrace costs and how fast it is, measured on one machine with everything included. See README.md."""
