@@ -18,7 +18,7 @@ class HubSettings(BrokerSettings):
         description="Provider names that requests may use. With `auth` `none`, `scripted` is one of them too.",
     )
     heartbeat_s: float = Field(
-        20.0, gt=0, le=300, description="The hub pings this often; no sign of life for two: dropped."
+        20.0, ge=1, le=300, description="The hub pings this often; no sign of life for two: dropped."
     )
     hello_timeout_s: float = Field(5.0, gt=0, le=60, description="Time for the first `hello`.")
     token_grace_s: float = Field(30.0, ge=0, description="Time between a token's expiry and the close.")

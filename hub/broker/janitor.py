@@ -42,7 +42,7 @@ RETRY_MS = 1_000
 SLICE = 200
 
 FACTS = ("state", "owner", "lease", "created", "losses", "barren", "lane")
-Act = Literal["wait", "takeover", "enqueue", "overloaded", "bury", "remove"]
+Act = Literal["wait", "takeover", "enqueue", "overloaded", "lost", "bury", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +91,19 @@ def judge(
     if lease > now_ms:
         memory.over_since.pop(key, None)
         return Verdict("wait", lease + 1)
+    seen_lease, seen_at = memory.over_since.setdefault(key, (lease, now_ms))
+    if seen_lease != lease:
+        memory.over_since[key] = (lease, now_ms)
+        seen_at = now_ms
     if facts["owner"]:
         # Twice, because after an outage of Redis every lease looks over until its owner gets through.
-        seen_lease, seen_at = memory.over_since.setdefault(key, (lease, now_ms))
-        if seen_lease != lease:
-            memory.over_since[key] = (lease, now_ms)
-            seen_at = now_ms
         wait_until = seen_at + int(settings.lease_grace_s * 1000)
         if now_ms < wait_until:
             return Verdict("wait", wait_until)
         if int(facts["barren"]) + 1 >= BARREN_ATTEMPTS or int(facts["losses"]) + 1 >= LOST_ATTEMPTS:
             return Verdict("bury")
+    if now_ms - seen_at > settings.queue_timeout_s * 1000:
+        return Verdict("lost")
     enqueued = memory.enqueued.get(key, 0)
     if oldest_ms is not None and enqueued >= oldest_ms:
         return Verdict("wait", now_ms + max(tick, 1000))
@@ -187,6 +189,9 @@ class Janitor:
         elif verdict.act == "overloaded":
             message = "no worker took this request in time; try again later"
             return await self._end(key, "overloaded", message, 5000, now_ms)
+        elif verdict.act == "lost":
+            message = "no worker took this answer over in time; what was written is kept, ask again"
+            return await self._end(key, "worker_lost", message, None, now_ms)
         elif verdict.act == "bury":
             log_.error("dead letter", stream=keys.stream_of(key))
             await self._lanes.bury(key, "worker_lost")

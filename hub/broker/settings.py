@@ -15,7 +15,11 @@ class BrokerSettings(BaseSettings):
     lease_s: float = Field(5.0, ge=0.5, le=60, description="How long a worker owns a generation without renewing.")
     lease_grace_s: float = Field(3.0, ge=0, le=60, description="Second look at a lease that is over, before takeover.")
     janitor_interval_s: float = Field(0.5, gt=0, le=5, description="How often the janitor looks.")
-    queue_timeout_s: float = Field(120.0, gt=0, description="A request still queued after this ends `overloaded`.")
+    queue_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="A request that waits this long for a worker ends `overloaded`, a lost run `worker_lost`.",
+    )
     max_run_s: float = Field(
         1800.0, gt=0, description="A generation may run this long; unfinished streams live no longer."
     )

@@ -94,6 +94,15 @@ def test_a_lease_that_moved_and_ran_out_again_gets_its_own_grace() -> None:
     assert act(facts(lease=NOW + 100), now=NOW + 6000, memory=memory) == "takeover"
 
 
+@pytest.mark.parametrize("owner", ["", "w1"])
+def test_a_run_that_nobody_takes_over_ends_after_the_queue_timeout(owner: str) -> None:
+    memory, lost = Memory(), facts(lease=0, owner=owner)
+    act(lost, memory=memory)
+    limit = int(SETTINGS.queue_timeout_s * 1000)
+    assert act(lost, oldest=None, now=NOW + limit, memory=memory) == "takeover"
+    assert act(lost, oldest=None, now=NOW + limit + 1, memory=memory) == "lost"
+
+
 def test_what_was_enqueued_is_not_enqueued_again_while_it_waits() -> None:
     memory = Memory(enqueued={KEY: NOW})
     assert act(facts(lease=0, owner=""), oldest=NOW - 5, now=NOW + 1000, memory=memory) == "wait"

@@ -155,14 +155,10 @@ async def test_a_paced_viewer_gets_at_most_one_delta_in_its_time_and_done_at_onc
 ) -> None:
     wire = await hub.join()
     await wire.send(question("r1", pace_ms=100, model="scripted/tokens=100,rate=200"))
-    frames, times = [], []
-    while not frames or frames[-1].get("kind") != "done":
-        frames.append(await wire.next())
-        if frames[-1]["type"] == "delta":
-            times.append(time.monotonic())
-    gaps = [later - earlier for earlier, later in zip(times, times[1:-1], strict=False)]
-    assert min(gaps) > 0.08, gaps
-    assert 4 <= len(times) <= 8
+    began = time.monotonic()
+    frames = await wire.until("entry", kind="done")
+    deltas = [frame for frame in frames if frame["type"] == "delta"]
+    assert 2 <= len(deltas) <= (time.monotonic() - began) / 0.1 + 2, "one in 100 ms, and the last with `done`"
     assert len(text_of(frames)) == 500
 
 

@@ -151,7 +151,7 @@ async def test_an_app_that_goes_to_the_background_lets_it_run_on(
     hub: RunningHub, worker: Worker, broker: Broker
 ) -> None:
     wire = await hub.join()
-    await wire.send(question("r1", model="scripted/tokens=100,rate=100", abandon_after_ms=100))
+    await wire.send(question("r1", model="scripted/tokens=100,rate=100", abandon_after_ms=300))
     stream = (await wire.expect("accepted"))["stream"]
     await wire.send({"type": "detach", "id": 2, "stream": stream, "on_abandon": "continue"})
     await wire.until("ok", id=2)
