@@ -16,11 +16,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Command = tuple[Any, ...]
 """Words of one command: bytes, str or int."""
-#: Bytes read from the socket at once.
-_READ_BYTES = 1 << 18
 
 
-class RawConnection:
+class RawConnection(asyncio.Protocol):
     """Send a batch, await all its replies, in order. Not for concurrent use.
 
     A reply that is an error is returned as an exception object, so that one refused command does not hide the
@@ -30,9 +28,12 @@ class RawConnection:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection  # redis-py closes the socket when this object goes
-        self._reader: asyncio.StreamReader = connection._reader
-        self._writer: asyncio.StreamWriter = connection._writer
+        self._transport: asyncio.Transport = connection._writer.transport
+        self._transport.set_protocol(self)
         self._parser = hiredis.Reader(replyError=ReplyError)
+        self._replies: list[Any] = []
+        self._expected = 0
+        self._answered: asyncio.Future[None] | None = None
         self.is_open = True
 
     @classmethod
@@ -43,28 +44,44 @@ class RawConnection:
 
     async def execute(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Raises redis' ConnectionError or TimeoutError; whether a command was applied is then unknown."""
-        self._writer.write(b"".join([hiredis.pack_command(command) for command in commands]))
-        replies: list[Any] = []
+        if not self.is_open:
+            raise RedisConnectionError("the connection to Redis is closed")
+        loop = asyncio.get_running_loop()
+        answered = self._answered = loop.create_future()
+        self._replies = []
+        self._expected = len(commands)
+        self._transport.write(b"".join([hiredis.pack_command(command) for command in commands]))
+        deadline = loop.call_later(timeout, self._expire, timeout)
         try:
-            async with asyncio.timeout(timeout):
-                while True:
-                    while (reply := self._parser.gets()) is not False:
-                        replies.append(reply)
-                    if len(replies) == len(commands):
-                        return replies
-                    data = await self._reader.read(_READ_BYTES)
-                    if not data:
-                        raise RedisConnectionError("Redis closed the connection")
-                    self._parser.feed(data)
-        except TimeoutError:
-            self.close()
-            raise RedisTimeoutError(f"Redis did not answer within {timeout:g} s") from None
-        except OSError as error:
-            self.close()
-            raise RedisConnectionError(str(error)) from error
+            await answered
         except BaseException:
             self.close()
             raise
+        finally:
+            deadline.cancel()
+        return self._replies
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        try:
+            while (reply := self._parser.gets()) is not False:
+                self._replies.append(reply)
+        except hiredis.ProtocolError as error:
+            self._fail(RedisConnectionError(f"not RESP: {error}"))
+            return
+        if len(self._replies) >= self._expected and self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(RedisConnectionError(str(exc) if exc else "Redis closed the connection"))
+        self.close()
+
+    def _expire(self, timeout: float) -> None:
+        self._fail(RedisTimeoutError(f"Redis did not answer within {timeout:g} s"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(error)
 
     def close(self) -> None:
         """Close the socket at once. Safe to repeat."""
