@@ -106,6 +106,8 @@ class Endpoint:
 
     def writable_again(self) -> None:
         """The socket's buffer fell below its low-water mark."""
+        if self._connection.is_closed:
+            return
         self.is_writable = True
         self._socket.hold_reading(self._is_busy())
         for attachment in list(self.attachments.values()):

@@ -16,7 +16,6 @@ from hub.broker.broker import LANES
 from hub.broker.connections import Unreachable
 from hub.broker.keys import TAKEOVER_LANE
 from hub.broker.log import Standing
-from hub.broker.mailbox import still_there
 from hub.relay import Relay
 from hub.tail import Tail
 
@@ -74,6 +73,11 @@ class Reconciler:
     async def _withdraw(self, now: float) -> None:
         """Leave streams nobody here watches any more; lower demand where all viewers are out of window."""
         relay = self._relay
+        for key in list(relay.strays):
+            if key in relay.tails:
+                relay.strays.discard(key)
+            else:
+                await relay.withdraw(key)
         for tail in list(relay.tails.values()):
             if not tail.is_open:
                 continue
@@ -115,27 +119,23 @@ class Reconciler:
                     relay.counts.repairs += 1
                     log_.warning("repaired", stream=tail.stream, held=top, top=tail.suspect)
                     await relay.repair(tail)
-        await self._check_owners(tails, standings)
+        self._check_owners(tails, standings)
 
     def _check_viewers(self, tail: Tail) -> None:
         """A viewer with credit and a socket that takes it must be at the top."""
         for attachment in list(tail.attachments):
             stuck = attachment.sent < tail.top and attachment.is_open and attachment.endpoint.is_writable
-            if stuck and not attachment.is_reading and not attachment.pace_s:
+            if stuck and not attachment.is_reading and not attachment.timer:
                 self._relay.counts.repairs += 1
                 log_.warning("viewer was stuck", stream=tail.stream, sent=attachment.sent, top=tail.top)
                 self._relay.pump(attachment)
 
-    async def _check_owners(self, tails: Sequence[Tail], standings: Sequence[Standing | None]) -> None:
+    def _check_owners(self, tails: Sequence[Tail], standings: Sequence[Standing | None]) -> None:
         """Tell viewers when the worker of their stream is gone, once."""
-        owners = {standing.owner for standing in standings if standing is not None and standing.owner}
-        if not owners:
-            return
-        alive = await still_there(self._relay.broker.connections.control, sorted(owners))
         for tail, standing in zip(tails, standings, strict=True):
             if standing is None or not standing.owner or tail.state == "done":
                 continue
-            if standing.owner in alive:
+            if not standing.is_lost:
                 tail.stalled = False
             elif not tail.stalled:
                 tail.stalled = True

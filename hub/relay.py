@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
 from headrace.protocol.cursor import Cursor
-from headrace.protocol.entries import CONTENT_KINDS, DELTA_KINDS, Entry
+from headrace.protocol.entries import CONTENT_KINDS, Entry
 from headrace.protocol.frames import Attached, Live
 from hub.attachment import Attachment
 from hub.broker.broker import Broker
@@ -49,6 +49,8 @@ class Relay:
         #: Called when Redis goes out of reach.
         self.on_degraded: Callable[[], None] = lambda: None
         self._held = Held()
+        #: Streams whose interest may lie in Redis although nothing here watches them; the reconcile pass withdraws it.
+        self.strays: set[StreamKey] = set()
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wishes: dict[str, dict[StreamKey, Wish]] = defaultdict(dict)
@@ -125,8 +127,11 @@ class Relay:
 
     def _announce_everything(self) -> None:
         for tail in self.tails.values():
-            if tail.is_open and tail.state != "done":
-                self.spawn(self.repair(tail))
+            if tail.state != "done":
+                if tail.is_open:
+                    self.spawn(self.repair(tail))
+                else:
+                    tail.missed = True  # its interest is being written under the name that is gone
 
     async def _tell_owners(self) -> None:
         """Send what has gathered for each owner, one packet each, and go on when there is more."""
@@ -192,6 +197,7 @@ class Relay:
             outcome = merge(tail.top, tail.runs, part.mark, part.first, entries)
             entries = outcome.entries if type(outcome) is Fresh else []
         if entries:
+            tail.disowned = 0
             if sender and sender != tail.owner:
                 self._meet(tail, sender)
             self._deliver(tail, tail.append(part.mark, entries), entries)
@@ -207,13 +213,16 @@ class Relay:
 
     async def _find_owner(self, tail: Tail) -> None:
         """The announced owner disowned the stream. A moment, so that a takeover under way is not asked in a loop."""
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(min(5.0, 0.2 * 2**tail.disowned))
+        tail.disowned = min(tail.disowned + 1, 5)
         if self.tails.get(tail.key) is tail and tail.is_open and not tail.owner:
             await self.repair(tail)
 
     # -- opening and repairing ---------------------------------------------------------------------------
 
-    async def watch(self, key: StreamKey, *, user: str, may_read: bool, demand: int) -> tuple[Tail, StreamView]:
+    async def watch(
+        self, key: StreamKey, *, user: str, may_read: bool, start: int, ahead: int
+    ) -> tuple[Tail, StreamView]:
         """The open tail of a stream this user may see, and the stream's facts as of now.
 
         Raises Rejected not_found, `Unreachable`. The caller attaches a viewer at once, without awaiting between.
@@ -228,16 +237,18 @@ class Relay:
             mailbox = self.mailbox
             try:
                 view = await self.broker.log.attach(
-                    key, user=user, may_read=may_read, mailbox=mailbox, demand=max(demand, tail.demand)
+                    key, user=user, may_read=may_read, mailbox=mailbox, demand=max(start + ahead, tail.demand)
                 )
             except BaseException as error:
                 if opens:
                     self._give_up(tail)
+                if not isinstance(error, Absent):
+                    self.strays.add(key)  # the script may have run
                 if isinstance(error, Absent):
                     raise Rejected("not_found", "no such stream") from None
                 raise
             if opens:
-                tail.demand = demand
+                tail.demand = min(start, view.top) + ahead  # a cursor above the top is no demand
                 tail.begin(view.state, view.top, view.runs, view.owner)
                 self._set_open(tail)
                 self.announce(tail)
@@ -246,9 +257,12 @@ class Relay:
             elif tail.opened is not None:
                 await asyncio.wait([tail.opened])
             if self.tails.get(key) is tail:
-                if view.state == "done" and tail.state != "done":
-                    await self.repair(tail)  # its `done` is on its way, or was lost
-                return tail, view
+                is_behind = same_history(tail.top, tail.runs, view.top, view.runs)
+                is_ahead = same_history(view.top, view.runs, tail.top, tail.runs)
+                ends_unseen = view.state == "done" and tail.state != "done"
+                if (is_behind and not ends_unseen) or (is_ahead and view.top < tail.top):
+                    return tail, view
+                await self.repair(tail)  # another history, or its `done` is on its way or was lost
 
     def _give_up(self, tail: Tail) -> None:
         self.tails.pop(tail.key, None)
@@ -306,16 +320,17 @@ class Relay:
             self._set_open(tail)
             return
         first = tail.top + 1
-        if same and len(missing) == view.top - tail.top:
-            tail.runs, tail.owner = view.runs, view.owner or tail.owner
-            if missing:
-                tail.append(view.runs.last if view.top else "", missing)
-                tail.runs = view.runs
-            self._deliver(tail, first, missing)
-        else:
-            self._begin_again(tail, view)
-        tail.state = view.state if tail.state != "done" else "done"
-        self._set_open(tail)
+        try:
+            if same and len(missing) == view.top - tail.top:
+                tail.runs, tail.owner = view.runs, view.owner or tail.owner
+                if missing:
+                    tail.append(view.runs.last, missing)
+                self._deliver(tail, first, missing)
+            else:
+                self._begin_again(tail, view)
+            tail.state = view.state if tail.state != "done" else "done"
+        finally:
+            self._set_open(tail)
         self.announce(tail)
 
     def _begin_again(self, tail: Tail, view: StreamView) -> None:
@@ -395,7 +410,16 @@ class Relay:
         """Withdraw interest in a stream that nobody here watches any more."""
         self.tell(tail, Wish(tail.key, 0, leave=True))
         self._forget(tail)
-        await self.broker.log.leave(tail.key, self.mailbox)
+        await self.withdraw(tail.key)
+
+    async def withdraw(self, key: StreamKey) -> None:
+        """Take interest out of Redis, also if the first try is lost. Raises `Unreachable`."""
+        self.strays.add(key)
+        await self.broker.log.leave(key, self.mailbox)
+        self.strays.discard(key)
+        back = self.tails.get(key)
+        if back is not None:
+            self.spawn(self.repair(back))  # it may have registered before this withdrawal
 
     def raise_demand(self, tail: Tail, demand: int) -> None:
         if demand > tail.demand:
@@ -408,6 +432,7 @@ class Relay:
         """A viewer's window moved."""
         tail = attachment.tail
         attachment.is_stalled = False
+        tail.unacked_viewers |= attachment.size is None
         demand = attachment.demand
         if demand > tail.demand:
             self.raise_demand(tail, demand)
@@ -486,32 +511,38 @@ class Relay:
     def _write(self, attachment: Attachment, first: int, entries: Sequence[Entry]) -> bool:
         """Cut and write `entries`; False if the viewer cannot take more for now."""
         tail, endpoint = attachment.tail, attachment.endpoint
-        if attachment.pace_s and not self._paced(attachment, entries):
-            return False
-        for frame in cut(tail.stream, tail.runs, first, entries):
+        frames: Iterable[Frame] = cut(tail.stream, tail.runs, first, entries)
+        if attachment.pace_s:
+            frames = self._paced(attachment, list(frames))
+        for frame in frames:
             if not endpoint.is_writable:
                 return False
             endpoint.write(frame.wire(endpoint.codec))
             attachment.sent = frame.last
             self.counts.deliveries += 1
+        if attachment.size is None:  # what was written counts as acked: no ack will raise the demand
+            self.raise_demand(tail, attachment.demand)
         if tail.state == "done" and attachment.sent >= tail.top:
             self._finish(attachment)
             return False
-        return True
+        return attachment.sent == first + len(entries) - 1
 
-    def _paced(self, attachment: Attachment, entries: Sequence[Entry]) -> bool:
-        """Whether a paced viewer gets these entries now; if not, a timer will bring them."""
+    def _paced(self, attachment: Attachment, frames: list[Frame]) -> list[Frame]:
+        """What a paced viewer gets of these now: all up to the last entry, and one delta if its time has come.
+
+        A timer brings the rest.
+        """
         loop = asyncio.get_running_loop()
-        has_entry = any(kind not in DELTA_KINDS for kind, _ in entries)
-        wait = attachment.wait_for_pace(loop.time(), has_entry)
-        if wait <= 0:
-            if any(kind in DELTA_KINDS for kind, _ in entries):
-                attachment.next_delta_at = loop.time() + attachment.pace_s
-            return True
-        if not attachment.timer:
+        now = loop.time()
+        due = max((index + 1 for index, frame in enumerate(frames) if not frame.is_delta), default=0)
+        if due < len(frames) and now >= attachment.next_delta_at:
+            due += 1
+        if any(frame.is_delta for frame in frames[:due]):
+            attachment.next_delta_at = now + attachment.pace_s
+        if due < len(frames) and not attachment.timer:
             attachment.timer = True
-            loop.call_later(wait, self._pace_over, attachment)
-        return False
+            loop.call_later(max(0.0, attachment.next_delta_at - now), self._pace_over, attachment)
+        return frames[:due]
 
     def _pace_over(self, attachment: Attachment) -> None:
         attachment.timer = False

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+import structlog
 from msgspec import UNSET
 
 from headrace.protocol.codec import Codec
@@ -15,6 +17,10 @@ from headrace.protocol.frames import DELTA_BYTES, Delta, EntryFrame, StreamState
 from hub.attachment import Attachment
 from hub.broker.keys import StreamKey, stream_of
 from hub.broker.mailbox import Part
+
+log_ = structlog.get_logger(__name__)
+
+_CONTROL = bytes(range(32))
 
 #: Entries held of one stream; what is older is read from the log.
 TAIL_BYTES = 256 * 1024
@@ -48,6 +54,10 @@ class Frame:
         self.first = first
         self.last = frame.offset
 
+    @property
+    def is_delta(self) -> bool:
+        return type(self._frame) is Delta
+
     def wire(self, codec: Codec) -> bytes:
         """The frame as a complete WebSocket message."""
         wire = self.wires.get(codec)
@@ -80,18 +90,23 @@ def cut(stream: str, runs: MarkRuns, first: int, entries: Sequence[Entry]) -> It
             run_end = runs.run_end(offset)
         kind, data = entries[index]
         if kind not in DELTA_KINDS:
-            yield Frame(EntryFrame(stream, offset, kind, decode_data(kind, data), changed), offset)
+            yield Frame(EntryFrame(stream, offset, kind, _shown(kind, data), changed), offset)
             index += 1
             continue
-        call, text = delta_text(kind, data)
-        texts, size, end = [text], len(data), index + 1
+        piece = _piece(kind, data)
+        if piece is None:
+            yield Frame(EntryFrame(stream, offset, kind, {}, changed), offset)
+            index += 1
+            continue
+        call, text = piece
+        texts, size, end = [text], _written(data), index + 1
         while end < len(entries) and entries[end][0] == kind and (run_end is None or first + end <= run_end):
             data = entries[end][1]
-            more_call, text = delta_text(kind, data)
-            if more_call != call or size + len(data) > DELTA_BYTES:
+            more = _piece(kind, data)
+            if more is None or more[0] != call or size + _written(data) > DELTA_BYTES:
                 break
-            texts.append(text)
-            size += len(data)
+            texts.append(more[1])
+            size += _written(data)
             end += 1
         last = first + end - 1
         merged = texts[0] if len(texts) == 1 else "".join(texts)
@@ -102,6 +117,29 @@ def cut(stream: str, runs: MarkRuns, first: int, entries: Sequence[Entry]) -> It
         index = end
 
 
+def _shown(kind: str, data: bytes) -> dict[str, Any]:
+    """An entry's map; empty for one that cannot be read: a viewer advances over it (protocol §2)."""
+    try:
+        return decode_data(kind, data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        log_.error("unreadable entry", kind=kind, bytes=len(data))
+        return {}
+
+
+def _piece(kind: str, data: bytes) -> tuple[str | None, str] | None:
+    """(call, text) of a piece of text, None for one that cannot be read."""
+    try:
+        return delta_text(kind, data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        log_.error("unreadable entry", kind=kind, bytes=len(data))
+        return None
+
+
+def _written(data: bytes) -> int:
+    """Bytes that text takes in a message: JSON writes a control character as six (protocol §2, 64 KiB a message)."""
+    return len(data) + 5 * (len(data) - len(data.translate(None, _CONTROL)))
+
+
 class Tail:
     """The newest entries of one watched stream: offsets `base` + 1 … `top`, without a hole.
 
@@ -110,8 +148,8 @@ class Tail:
 
     __slots__ = (
         "_held", "_size", "accepted_at", "attachments", "base", "buffer", "cancelled", "demand", "demand_told",
-        "entries", "idle_since", "is_open", "key", "last_news", "missed", "opened", "owner", "runs", "spent_since",
-        "stalled", "state", "stream", "suspect", "top", "unacked_viewers",
+        "disowned", "entries", "idle_since", "is_open", "key", "last_news", "missed", "opened", "owner", "runs",
+        "spent_since", "stalled", "state", "stream", "suspect", "top", "unacked_viewers",
     )  # fmt: skip
 
     def __init__(self, key: StreamKey, held: Held, now: float) -> None:
@@ -140,6 +178,8 @@ class Tail:
         self.last_news = now
         self.cancelled = False
         self.stalled = False
+        #: Times in a row that the announced owner said the stream is not its own.
+        self.disowned = 0
         #: A top seen in Redis that has not arrived here yet.
         self.suspect = 0
         #: When this hub accepted the request; None once the first content was delivered, or if another hub did.

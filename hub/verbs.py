@@ -149,7 +149,8 @@ class Verbs:
             key,
             user=self._identity.user,
             may_read=self._identity.may("streams:read"),
-            demand=start + (self._node.settings.window if size is None else size),
+            start=start,
+            ahead=self._node.settings.window if size is None else size,
         )
 
     async def _follow(
@@ -164,12 +165,14 @@ class Verbs:
         size = endpoint.clamp(window)
         ahead = self._node.settings.window
         try:
-            if len(endpoint.attachments) >= self._node.settings.attachments and stream not in endpoint.attachments:
-                raise Rejected(
-                    "invalid_request", f"a connection follows at most {self._node.settings.attachments} streams"
-                )
+            self._check_room(stream)
+            identity = self._identity
             if watched is None or relay.tails.get(key) is not watched[0]:
                 watched = await self._watch(key, after, window)
+            while identity is not self._identity:  # a refresh meanwhile: ask again under the new token
+                identity = self._identity
+                watched = await self._watch(key, after, window)
+            self._check_room(stream)
             tail, view = watched
             if self._latest.get(stream) is not token:
                 raise Rejected("invalid_request", "a later attach or detach of this stream took this one's place")
@@ -187,6 +190,11 @@ class Verbs:
         endpoint.attachments[stream] = attachment
         endpoint.send(answer(view, offset, resumed, size))
         relay.add(attachment)
+
+    def _check_room(self, stream: str) -> None:
+        attached, limit = self._endpoint.attachments, self._node.settings.attachments
+        if len(attached) >= limit and stream not in attached:
+            raise Rejected("invalid_request", f"a connection follows at most {limit} streams")
 
     async def _look(self, key: StreamKey) -> StreamView:
         """A stream's facts, without following it."""

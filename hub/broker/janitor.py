@@ -169,12 +169,12 @@ class Janitor:
             lane = TAKEOVER_LANE if fact is None or fact["state"] != "queued" else fact["lane"]
             if lane not in oldest:
                 oldest[lane] = await self._lanes.oldest_ms(lane)
-            verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings)
             try:
+                verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings)
                 looks[key] = await self._act(key, verdict, lane, now_ms)
-            except ResponseError as error:
-                # One stream that Redis refuses must not keep the janitor from the others.
-                log_.error("stream cannot be tended", stream=keys.stream_of(key), error=str(error)[:100])
+            except (ResponseError, KeyError, ValueError) as error:
+                # A stream that Redis refuses, or whose facts make no sense, must not keep the janitor from the others.
+                log_.error("stream cannot be tended", stream=keys.stream_of(key), error=type(error).__name__)
                 looks[key] = now_ms + QUEUE_SLACK_MS
             if looks[key] is None:
                 self._memory.forget(key)

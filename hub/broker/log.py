@@ -25,6 +25,10 @@ SCRIPTS: Final[dict[str, str]] = {
 APPEND_SHA: Final = hashlib.sha1(SCRIPTS["append"].encode()).hexdigest()
 
 
+#: A lease over for this long is its owner's loss, not a late renewal.
+LOST_MS = 1000
+
+
 class Absent(Exception):
     """No such stream, or not this user's: not told apart (protocol §8, not_found)."""
 
@@ -90,6 +94,8 @@ class Standing:
     top: int
     mark: str
     owner: str
+    is_lost: bool = False
+    """Its owner's lease is over, for LOST_MS by now."""
 
 
 def append_command(
@@ -216,13 +222,17 @@ class StreamLog:
     async def standings(self, streams: Sequence[StreamKey]) -> list[Standing | None]:
         """State, top, mark and owner of many streams in one trip."""
         pipeline = self._redis.pipeline(transaction=False)
+        pipeline.time()
         for key in streams:
-            pipeline.hmget(keys.meta(key), "state", "mark", "owner")
+            pipeline.hmget(keys.meta(key), "state", "mark", "owner", "lease")
             pipeline.xlen(keys.log(key))
-        replies = await pipeline.execute()
+        (seconds, micros), *replies = await pipeline.execute()
+        lost_before = seconds * 1000 + micros // 1000 - LOST_MS
         return [
-            Standing(state.decode(), top, mark.decode(), owner.decode()) if state else None
-            for (state, mark, owner), top in zip(replies[::2], replies[1::2], strict=True)
+            Standing(state.decode(), top, mark.decode(), owner.decode(), bool(owner) and int(lease) < lost_before)
+            if state
+            else None
+            for (state, mark, owner, lease), top in zip(replies[::2], replies[1::2], strict=True)
         ]
 
     async def facts(self, streams: Sequence[StreamKey], names: Sequence[str]) -> list[dict[str, str] | None]:
