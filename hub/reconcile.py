@@ -49,6 +49,8 @@ class Reconciler:
                 await self.sweep()
             except Unreachable as error:
                 log_.warning("reconcile pass waits for Redis", error=type(error).__name__)
+            except Exception:
+                log_.exception("reconcile pass failed")
 
     async def sweep(self) -> None:
         """One pass, spread over its time slice by slice."""
@@ -101,7 +103,7 @@ class Reconciler:
             if not tail.is_open or relay.tails.get(tail.key) is not tail:
                 continue
             if standing is None:
-                await relay.repair(tail)  # tells the viewers that it is gone
+                await relay.guarded(relay.repair(tail))  # tells the viewers that it is gone
             elif (standing.top, standing.mark, standing.state == "done") != (
                 tail.top, tail.runs.last, tail.state == "done",
             ):  # fmt: skip
@@ -118,7 +120,7 @@ class Reconciler:
                 if relay.tails.get(tail.key) is tail and tail.is_open and tail.top == top:
                     relay.counts.repairs += 1
                     log_.warning("repaired", stream=tail.stream, held=top, top=tail.suspect)
-                    await relay.repair(tail)
+                    await relay.guarded(relay.repair(tail))
         self._check_owners(tails, standings)
 
     def _check_viewers(self, tail: Tail) -> None:

@@ -71,11 +71,12 @@ class Relay:
 
     def spawn(self, work: Awaitable[None]) -> None:
         """Run something for a stream in the background; `run` ends it. Its errors are logged."""
-        task = asyncio.ensure_future(self._guarded(work))
+        task = asyncio.ensure_future(self.guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def guarded(self, work: Awaitable[None]) -> None:
+        """Do something for one stream; its errors are logged, and end nothing else."""
         try:
             await work
         except Unreachable as error:
@@ -182,7 +183,10 @@ class Relay:
                     tail.missed = True
                 continue
             tail.last_news = now
-            self._take(tail, packet.sender, part)
+            try:
+                self._take(tail, packet.sender, part)
+            except Exception:  # one stream must not end the hub for the others
+                log_.exception("a part was not taken", stream=tail.stream)
         for key in packet.not_mine:
             tail = self.tails.get(key)
             if tail is not None and tail.is_open and tail.state != "done" and tail.owner == packet.sender:

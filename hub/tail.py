@@ -62,7 +62,12 @@ class Frame:
         """The frame as a complete WebSocket message."""
         wire = self.wires.get(codec)
         if wire is None:
-            wire = self.wires[codec] = prepare(codec.encode(self._frame), codec.is_text)
+            try:
+                payload = codec.encode(self._frame)
+            except (TypeError, ValueError, OverflowError):  # MessagePack holds more than JSON can say
+                log_.error("entry cannot be shown", stream=self._frame.stream, offset=self.last)
+                payload = codec.encode(EntryFrame(self._frame.stream, self.last, "unreadable", {}, self._frame.mark))
+            wire = self.wires[codec] = prepare(payload, codec.is_text)
         return wire
 
 

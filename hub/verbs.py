@@ -273,15 +273,26 @@ class Verbs:
             raise Rejected("unauthenticated", "not a valid token; the one before stays in force") from None
         if (identity.user, identity.org) != (self._identity.user, self._identity.org):
             raise Rejected("forbidden", "a connection keeps its user and organisation")
-        endpoint.identity = identity
-        for attachment in list(endpoint.attachments.values()):
-            try:
-                await self._look(attachment.tail.key)
-            except Rejected as rejected:
-                if endpoint.attachments.pop(attachment.stream, None) is attachment:
-                    self._node.relay.remove(attachment)
-                    endpoint.send(rejected.frame(stream=attachment.stream))
+        may_stay: dict[Attachment, bool] = {}
+        while pending := [each for each in endpoint.attachments.values() if each not in may_stay]:
+            for attachment in pending:
+                may_stay[attachment] = await self._is_there(attachment.tail.key, identity)
+        endpoint.identity = identity  # only now: if Redis did not answer, the token before stays in force
+        for attachment, stays in may_stay.items():
+            if not stays and endpoint.attachments.get(attachment.stream) is attachment:
+                del endpoint.attachments[attachment.stream]
+                self._node.relay.remove(attachment)
+                endpoint.send(not_found().frame(stream=attachment.stream))
         endpoint.send(frames.Ok(frame.id))
+
+    async def _is_there(self, key: StreamKey, identity: Identity) -> bool:
+        try:
+            await self._node.broker.log.attach(
+                key, user=identity.user, may_read=identity.may("streams:read"), mailbox="", demand=0
+            )
+        except Absent:
+            return False
+        return True
 
     @property
     def _identity(self) -> Identity:

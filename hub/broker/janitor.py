@@ -166,10 +166,10 @@ class Janitor:
         oldest: dict[str, int | None] = {}
         looks: dict[StreamKey, int | None] = {}
         for key, fact in zip(due, facts, strict=True):
-            lane = TAKEOVER_LANE if fact is None or fact["state"] != "queued" else fact["lane"]
-            if lane not in oldest:
-                oldest[lane] = await self._lanes.oldest_ms(lane)
             try:
+                lane = TAKEOVER_LANE if fact is None or fact["state"] != "queued" else fact["lane"]
+                if lane not in oldest:
+                    oldest[lane] = await self._lanes.oldest_ms(lane)
                 verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings)
                 looks[key] = await self._act(key, verdict, lane, now_ms)
             except (ResponseError, KeyError, ValueError) as error:

@@ -229,7 +229,13 @@ class StreamLog:
         (seconds, micros), *replies = await pipeline.execute()
         lost_before = seconds * 1000 + micros // 1000 - LOST_MS
         return [
-            Standing(state.decode(), top, mark.decode(), owner.decode(), bool(owner) and int(lease) < lost_before)
+            Standing(
+                state.decode(),
+                top,
+                (mark or b"").decode(),
+                (owner or b"").decode(),
+                bool(owner) and int(lease or 0) < lost_before,
+            )
             if state
             else None
             for (state, mark, owner, lease), top in zip(replies[::2], replies[1::2], strict=True)

@@ -22,7 +22,7 @@ class Cursor(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.offset <= MAX_INT or len(self.mark) > 64:
-            raise msgspec.ValidationError("a cursor is an offset from 0 to 2**53 - 1 and a mark of at most 64 characters")
+            raise msgspec.ValidationError("a cursor is an offset below 2**53 and a mark of at most 64 characters")
 
 
 class MarkRuns:
