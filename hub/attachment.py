@@ -54,12 +54,6 @@ class Attachment(SendWindow):
         """The last offset that may be sent now, given the stream's top."""
         return top if top <= self.limit else int(self.limit)
 
-    def wait_for_pace(self, now: float, has_entry: bool) -> float:
-        """Seconds until text may go; 0 when it may now. An entry that is no text takes the text before it along."""
-        if not self.pace_s or has_entry or now >= self.next_delta_at:
-            return 0.0
-        return self.next_delta_at - now
-
     def restart(self, offset: int) -> None:
         """Begin again after `offset`, as an `attached` answer or push says."""
         self.sent = self.acked = offset

@@ -26,19 +26,6 @@ def test_a_viewer_is_sent_through_the_top_or_the_end_of_its_window(size: int | N
     assert isinstance(viewer.through(top), int)
 
 
-def test_without_a_pace_nothing_waits() -> None:
-    assert attachment().wait_for_pace(0.0, has_entry=False) == 0
-
-
-def test_a_paced_viewer_waits_for_its_time_unless_an_entry_takes_the_text_along() -> None:
-    viewer = attachment(pace_s=0.1)
-    assert viewer.wait_for_pace(10.0, has_entry=False) == 0
-    viewer.next_delta_at = 10.5
-    assert viewer.wait_for_pace(10.25, has_entry=False) == 0.25
-    assert viewer.wait_for_pace(10.25, has_entry=True) == 0
-    assert viewer.wait_for_pace(10.5, has_entry=False) == 0
-
-
 @pytest.mark.parametrize("size", [4, 0, None])
 def test_a_restart_goes_back_to_an_offset_with_the_same_window(size: int | None) -> None:
     viewer = attachment(start=57, size=size)
