@@ -280,11 +280,8 @@ class Relay:
             tail.opened = None
         parts, tail.buffer = tail.buffer, []
         for sender, part in parts:
-            if tail.is_open:
-                self._take(tail, sender, part)
-            else:
-                tail.buffer.append((sender, part))
-        if tail.missed and tail.is_open:
+            self._take(tail, sender, part)
+        if tail.missed:
             tail.missed = False
             self.spawn(self.repair(tail))
 

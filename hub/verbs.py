@@ -82,7 +82,7 @@ class Verbs:
         accepted_at = self._node.now()
         stream = keys.stream_of(key)
         if not frame.attach:
-            view = await self._look(key)
+            view = await self._look(key, identity)
             self._endpoint.send(self._accepted(frame.id, stream, view, self._endpoint.clamp(frame.window)))
             return
         await self._follow(
@@ -196,11 +196,11 @@ class Verbs:
         if len(attached) >= limit and stream not in attached:
             raise Rejected("invalid_request", f"a connection follows at most {limit} streams")
 
-    async def _look(self, key: StreamKey) -> StreamView:
-        """A stream's facts, without following it."""
+    async def _look(self, key: StreamKey, identity: Identity) -> StreamView:
+        """A stream's facts as this user may see them, without following it."""
         try:
             return await self._node.broker.log.attach(
-                key, user=self._identity.user, may_read=self._identity.may("streams:read"), mailbox="", demand=0
+                key, user=identity.user, may_read=identity.may("streams:read"), mailbox="", demand=0
             )
         except Absent:
             raise not_found() from None
@@ -287,10 +287,8 @@ class Verbs:
 
     async def _is_there(self, key: StreamKey, identity: Identity) -> bool:
         try:
-            await self._node.broker.log.attach(
-                key, user=identity.user, may_read=identity.may("streams:read"), mailbox="", demand=0
-            )
-        except Absent:
+            await self._look(key, identity)
+        except Rejected:
             return False
         return True
 
