@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
+from hub.broker.address import WrongAddress, parse_address
 from hub.broker.lifeline import Lifeline
 
 #: XAUTOCLAIM and the explicit-id forms of XADD that the scripts use arrived with it.
@@ -54,7 +54,7 @@ class RedisDied(Exception):
 class RedisServer:
     """A server to connect to."""
 
-    #: For a Redis client: `redis://…`, `rediss://…` or `unix:///path/redis.sock`. May hold a password.
+    #: For `Connections`, see `address`. May hold a password.
     url: str
     #: For a person: product, version, where it came from, address, persistence. Never holds a password.
     description: str
@@ -347,19 +347,14 @@ def _free_port() -> int:
 def _without_secrets(url: str) -> str:
     """What of the address may be shown. Raises NoRedis when it is none: then nothing of it is shown."""
     try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises for "user:pa/ss@host": half of the password would pass for a port
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("redis", "rediss", "unix"):
+        return parse_address(url).shown
+    except WrongAddress as wrong:
         raise NoRedis(
-            "HEADRACE_REDIS_URL is no address of a Redis server.\n"
-            "It looks like redis://127.0.0.1:6379/0, rediss://… for TLS, or unix:///path/redis.sock; "
+            f"HEADRACE_REDIS_URL is no address of a Redis server: {wrong}.\n"
+            "It looks like redis://127.0.0.1:6379/0, rediss://… for TLS, unix:///path/redis.sock, or "
+            "redis+sentinel://host:26379,host:26379,host:26379/service; "
             "special characters in a password are percent-encoded."
-        )
-    credentials, at, address = parts.netloc.rpartition("@")
-    shown = f"{credentials.partition(':')[0]}:***@{address}" if at else address
-    return parts._replace(netloc=shown, query="", fragment="").geturl()  # a query may hold a password, too
+        ) from None
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -18,22 +18,27 @@ Command = tuple[Any, ...]
 """Words of one command: bytes, str or int."""
 
 
+#: Answers of a server that takes no writes any more: it was demoted, the next connection may lead elsewhere.
+_DEMOTED = frozenset({"READONLY", "MASTERDOWN"})
+
+
 class RawConnection(asyncio.Protocol):
     """Send a batch, await all its replies, in order. Not for concurrent use.
 
     A reply that is an error is returned as an exception object, so that one refused command does not hide the
     others' replies. A batch that times out or is cancelled closes the connection: its replies must never be
-    taken for those of a later batch.
+    taken for those of a later batch. So does one that a read-only server refused.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection  # redis-py closes the socket when this object goes
         self._transport: asyncio.Transport = connection._writer.transport
         self._transport.set_protocol(self)
-        self._parser = hiredis.Reader(replyError=ReplyError)
+        self._parser = hiredis.Reader(replyError=self._refused)
         self._replies: list[Any] = []
         self._expected = 0
         self._answered: asyncio.Future[None] | None = None
+        self._is_demoted = False
         self.is_open = True
 
     @classmethod
@@ -59,7 +64,14 @@ class RawConnection(asyncio.Protocol):
             raise
         finally:
             deadline.cancel()
+        if self._is_demoted:
+            self.close()
         return self._replies
+
+    def _refused(self, text: str) -> ReplyError:
+        error = ReplyError(text)
+        self._is_demoted |= error.code in _DEMOTED
+        return error
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hub.broker.address import parse_address
 
 
 class BrokerSettings(BaseSettings):
@@ -11,7 +13,9 @@ class BrokerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", frozen=True, extra="ignore")
 
-    redis_url: str | None = Field(None, description="Redis to use: `redis://`, `rediss://` or `unix://`.")
+    redis_url: str | None = Field(
+        None, description="Redis to use: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`."
+    )
     lease_s: float = Field(5.0, ge=0.5, le=60, description="How long a worker owns a generation without renewing.")
     lease_grace_s: float = Field(3.0, ge=0, le=60, description="Second look at a lease that is over, before takeover.")
     janitor_interval_s: float = Field(0.5, gt=0, le=5, description="How often the janitor looks.")
@@ -33,10 +37,21 @@ class BrokerSettings(BaseSettings):
     )
     run_ahead: int = Field(512, ge=1, description="Entries a worker may write past the greatest demand.")
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_address(cls, url: str | None) -> str | None:
+        if url:
+            parse_address(url)
+        return url
+
 
 def wrong_settings(error: ValidationError) -> list[str]:
     """What is wrong with the `HEADRACE_…` variables, one short sentence each. Never a value: it may be a secret."""
     return [
-        f"HEADRACE_{'_'.join(map(str, item['loc'])).upper()}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+        f"HEADRACE_{'_'.join(map(str, item['loc'])).upper()}: {_lowered(item['msg'].removeprefix('Value error, '))}"
         for item in error.errors(include_url=False, include_input=False, include_context=False)
     ]
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

@@ -98,11 +98,11 @@ def check_settings(wrong: list[str]) -> Check:
 
 def check_redis(environ: Mapping[str, str]) -> Iterator[Check]:
     """Connect to, or start, what `headrace dev` would use, and ask it."""
-    from redis import Redis, RedisError
+    from redis import RedisError
 
     try:
         with resolve(environ) as server:
-            client = Redis.from_url(server.url, socket_timeout=_REDIS_S, socket_connect_timeout=_REDIS_S)
+            client = _client(server.url)
             try:
                 info: Any = client.info()
                 settings = {name: _setting(client, name) for name in ("maxmemory-policy", "maxmemory", "appendonly")}
@@ -120,6 +120,22 @@ def check_redis(environ: Mapping[str, str]) -> Iterator[Check]:
             "Redis", "fail", f"HEADRACE_REDIS_URL does not answer ({type(error).__name__})",
             "check that it runs, its host, port and password; or unset the variable to use a private one",
         )  # fmt: skip
+
+
+def _client(url: str) -> Any:
+    """Of the server that the address names, or of the primary that its sentinels name."""
+    from redis import Redis, sentinel
+
+    from hub.broker.address import parse_address
+
+    address = parse_address(url)
+    timeouts: Any = {"socket_timeout": _REDIS_S, "socket_connect_timeout": _REDIS_S}
+    if not address.sentinels:
+        return Redis.from_url(url, **timeouts)
+    timeouts["ssl"] = address.is_tls
+    untyped: Any = sentinel
+    sentinels = untyped.Sentinel(list(address.sentinels), sentinel_kwargs=address.sentinel_options | timeouts)
+    return sentinels.master_for(address.service, **address.options, **timeouts)
 
 
 def _setting(client: Any, name: str) -> str | None:

@@ -239,6 +239,13 @@ def test_headrace_redis_url_comes_before_everything() -> None:
         assert server.description == "redis://:***@redis.internal:6380/2 (HEADRACE_REDIS_URL)"
 
 
+def test_sentinels_may_be_named_instead_of_a_server() -> None:
+    address = "redis+sentinel://me:s3cret@one:26379,two/service?sentinel_password=s3cret"
+    with resolve({"HEADRACE_REDIS_URL": address}) as server:
+        assert server.url == address
+        assert server.description == "redis+sentinel://me:***@one:26379,two/service (HEADRACE_REDIS_URL)"
+
+
 @pytest.mark.parametrize("address", ["redis://me:s3/cret@host", "http://s3cret@host", "s3cret", "redis://[s3cret"])
 def test_an_address_of_no_use_is_refused_without_repeating_it(address: str) -> None:
     with pytest.raises(NoRedis, match="no address") as refusal, resolve({"HEADRACE_REDIS_URL": address}):

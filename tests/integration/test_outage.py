@@ -146,7 +146,7 @@ async def test_a_viewer_whose_socket_is_full_holds_up_nobody_and_catches_up(
     await fast.send({"type": "attach", "id": 1, "stream": stream, "window": None})
     done = (await fast.until("entry", kind="done"))[-1]
     [endpoint] = [one for one in hub.node.connections if one.attachments]
-    assert not endpoint.is_writable, "1.5 MB do not fit a socket"
+    await eventually(lambda: not endpoint.is_writable, "a full socket: 1.5 MB do not fit")
 
     async def is_still() -> bool:
         return stream in endpoint.attachments

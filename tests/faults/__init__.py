@@ -1,0 +1,1 @@
+"""Networks that misbehave on purpose: `FaultProxy` between any two sockets, `RedisProxy` in front of Redis."""
