@@ -7,7 +7,9 @@
 5. mark the key accepted
 
 A hub may die between any two steps: the repeat of the request goes through all of them with the stored stream,
-and the janitor finishes what nobody repeats.
+and the janitor finishes what nobody repeats, from step 3 on (before it there is no stream, and no answer was given).
+A key that is not marked and whose stream is absent is run again only while no stream of it can have expired: one that
+ran, expired and was never marked is answered `gone`, never run a second time.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class RequestConflict(Exception):
 
 
 class RequestGone(Exception):
-    """The request was answered, and its stream has expired since."""
+    """The request was answered, or may have been, and its stream has expired since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +84,22 @@ async def accept(
     """
     request = keys.request(asked.org, asked.user, asked.request_key)
     digest = asked.body.digest()
+    proposed = new_stream_id("g")
     stored = await log.run(
         "reserve",
         [request, keys.user_streams(asked.org, asked.user)],
-        [new_stream_id("g"), digest, int(settings.request_key_s * 1000), STREAMS_LISTED],
+        [proposed, digest, int(settings.request_key_s * 1000), STREAMS_LISTED],
     )
     stream, stored_digest, accepted = stored.decode().split(" ")
     if stored_digest != digest:
         raise RequestConflict
     key = keys.stream_key(asked.org, stream)
-    if accepted == "1":
+    if stream != proposed:
         [standing] = await log.standings([key])
-        if standing is None:
+        if standing is None and (accepted == "1" or await _may_have_expired(redis, request, settings)):
             raise RequestGone
-        return key
+        if accepted == "1":
+            return key
     await live.add(key, asked.now_ms + 1000)
     state = await log.create(
         key,
@@ -113,3 +117,10 @@ async def accept(
         await lanes.add(asked.lane, key)
     await redis.set(request, f"{stream} {digest} 1", xx=True, keepttl=True)
     return key
+
+
+async def _may_have_expired(redis: Redis, request: str, settings: BrokerSettings) -> bool:
+    """Whether a stream made under this key, at the earliest when the key was, can be over its time by now."""
+    left_ms = await redis.pttl(request)
+    age_s = settings.request_key_s - left_ms / 1000
+    return left_ms < 0 or age_s >= min(settings.retention_s, settings.queue_timeout_s + settings.max_run_s)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from headrace.protocol.body import Body, Options
+from hub.broker import keys
 from hub.broker.accept import Asked, accept
 from hub.broker.connections import Connections, Unreachable
 from hub.broker.janitor import Janitor
@@ -20,8 +21,7 @@ from hub.broker.settings import BrokerSettings
 
 log_ = structlog.get_logger(__name__)
 
-#: Lanes that requests are dispatched by; takeovers have one of their own, read first.
-LANES = ("standard",)
+LANES = keys.LANES
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,35 @@
 
 Every act is a guarded script, so two janitors at once are harmless: a lease that is renewed refuses the claim,
 a second lane entry is dropped at the claim.
+
+What it walks is the index of live streams. Entries that the index or a lane lost are found by two slower looks: one
+over the lanes each LANES_EVERY_MS, one over all keys, a slice at a time (`LiveIndex.mend`). So, while any hub or
+worker lives, an accepted request has its `done`: at the latest `queue_timeout_s` after nobody owns it, and where its
+index entry was lost too, one walk later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from headrace.protocol.body import Body
 from headrace.protocol.codes import DONE_ERROR_CODES
 from headrace.protocol.entries import Done, DoneError, TextDigest, encode_data
 from hub.broker import keys, mailbox
 from hub.broker.accept import new_mark
 from hub.broker.connections import Unreachable
-from hub.broker.keys import TAKEOVER_LANE, StreamKey
+from hub.broker.keys import LANES, TAKEOVER_LANE, StreamKey
 from hub.broker.lanes import Lanes
+from hub.broker.letters import Letters
 from hub.broker.live import LiveIndex
 from hub.broker.log import Claim, StreamLog
 from hub.broker.settings import BrokerSettings
@@ -38,11 +47,19 @@ LOST_ATTEMPTS = 6
 VANISHED_MS = 60_000
 #: What could not be ended is looked at again after this.
 RETRY_MS = 1_000
+#: A lost run is not given up before this janitor knew of it for so long: after an outage, workers come first.
+PATIENCE_MS = 30_000
+#: Lanes are searched this often for entries that nobody can be given.
+LANES_EVERY_MS = 5_000
+#: What was not looked at for so long left the index without this janitor's doing.
+FORGET_MS = 600_000
+#: Redis takes no writes for the time being: full, read-only, without its disk or its replicas.
+REFUSES_ALL = re.compile(r"OOM|maxmemory|READONLY|read only|MISCONF|persist on disk|NOREPLICAS|enough good replicas")
 #: Streams looked at in one trip, so that thousands never stall the loop.
 SLICE = 200
 
-FACTS = ("state", "owner", "lease", "created", "losses", "barren", "lane")
-Act = Literal["wait", "takeover", "enqueue", "overloaded", "lost", "bury", "remove"]
+FACTS = ("state", "owner", "lease", "created", "losses", "barren", "lane", "cancel")
+Act = Literal["wait", "takeover", "enqueue", "overloaded", "cancelled", "lost", "bury", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +70,38 @@ class Verdict:
 
 
 @dataclass(slots=True)
+class Note:
+    """`lease` is over, or the stream absent (lease None), `since`; a ticket was queued at `enqueued`. Server ms."""
+
+    lease: int | None
+    since: int
+    looked: int
+    enqueued: int = 0
+
+
+@dataclass(slots=True)
 class Memory:
     """What a janitor remembers between looks. Lost with the process: that delays an act, never repeats harm.
 
-    Bound: one number a stream whose lease is over or whose lane entry is missing.
+    Bound: one note a stream that is queued, lost or absent. Notes of streams that others finished go by `prune`.
     """
 
-    over_since: dict[StreamKey, tuple[int, int]] = field(default_factory=dict)
-    enqueued: dict[StreamKey, int] = field(default_factory=dict)
-    vanished: dict[StreamKey, int] = field(default_factory=dict)
+    notes: dict[StreamKey, Note] = field(default_factory=dict)
+
+    def note(self, key: StreamKey, lease: int | None, now_ms: int) -> Note:
+        """The note of a stream that is in this condition now. Another lease is another condition, and begins now."""
+        note = self.notes.setdefault(key, Note(lease, now_ms, now_ms))
+        if note.lease != lease:
+            note.lease, note.since = lease, now_ms
+        note.looked = now_ms
+        return note
 
     def forget(self, key: StreamKey) -> None:
-        for store in (self.over_since, self.enqueued, self.vanished):
-            store.pop(key, None)
+        self.notes.pop(key, None)
+
+    def prune(self, now_ms: int) -> None:
+        for key in [key for key, note in self.notes.items() if now_ms - note.looked > FORGET_MS]:
+            del self.notes[key]
 
 
 def judge(
@@ -77,10 +113,8 @@ def judge(
     settings: BrokerSettings,
 ) -> Verdict:
     """What to do about one stream. `oldest_ms` is when the oldest entry of its lane was added, None if empty."""
-    tick = int(settings.janitor_interval_s * 1000)
     if facts is None:
-        first_seen = memory.vanished.setdefault(key, now_ms)
-        if now_ms - first_seen < VANISHED_MS:
+        if now_ms - memory.note(key, None, now_ms).since < VANISHED_MS:
             return Verdict("wait", now_ms + VANISHED_MS // 4)
         return Verdict("remove")
     if facts["state"] == "done":
@@ -89,25 +123,9 @@ def judge(
         return _judge_queued(key, facts, oldest_ms, now_ms, memory, settings)
     lease = int(facts["lease"])
     if lease > now_ms:
-        memory.over_since.pop(key, None)
+        memory.forget(key)
         return Verdict("wait", lease + 1)
-    seen_lease, seen_at = memory.over_since.setdefault(key, (lease, now_ms))
-    if seen_lease != lease:
-        memory.over_since[key] = (lease, now_ms)
-        seen_at = now_ms
-    if facts["owner"]:
-        # Twice, because after an outage of Redis every lease looks over until its owner gets through.
-        wait_until = seen_at + int(settings.lease_grace_s * 1000)
-        if now_ms < wait_until:
-            return Verdict("wait", wait_until)
-        if int(facts["barren"]) + 1 >= BARREN_ATTEMPTS or int(facts["losses"]) + 1 >= LOST_ATTEMPTS:
-            return Verdict("bury")
-    if now_ms - seen_at > settings.queue_timeout_s * 1000:
-        return Verdict("lost")
-    enqueued = memory.enqueued.get(key, 0)
-    if oldest_ms is not None and enqueued >= oldest_ms:
-        return Verdict("wait", now_ms + max(tick, 1000))
-    return Verdict("takeover", now_ms + max(tick, 1000))
+    return _judge_lost(facts, oldest_ms, now_ms, memory.note(key, lease, now_ms), settings)
 
 
 def _judge_queued(
@@ -121,10 +139,34 @@ def _judge_queued(
     created = int(facts["created"])
     if now_ms - created > settings.queue_timeout_s * 1000:
         return Verdict("overloaded")
-    since = max(created, memory.enqueued.get(key, 0))
+    since = max(created, memory.note(key, int(facts["lease"]), now_ms).enqueued)
     if now_ms - since > QUEUE_SLACK_MS and (oldest_ms is None or since + QUEUE_SLACK_MS < oldest_ms):
         return Verdict("enqueue", now_ms + QUEUE_SLACK_MS)
     return Verdict("wait", now_ms + QUEUE_SLACK_MS)
+
+
+def _judge_lost(
+    facts: dict[str, str], oldest_ms: int | None, now_ms: int, note: Note, settings: BrokerSettings
+) -> Verdict:
+    """About a run whose lease is over, or that was handed back."""
+    next_ms = now_ms + max(int(settings.janitor_interval_s * 1000), RETRY_MS)
+    # A loss is counted by the claim that follows it; without an owner there is none to count.
+    loss = int(facts["owner"] != "")
+    if loss:
+        # Twice, because after an outage of Redis every lease looks over until its owner gets through.
+        wait_until = note.since + int(settings.lease_grace_s * 1000)
+        if now_ms < wait_until:
+            return Verdict("wait", wait_until)
+    if facts["cancel"] == "1":
+        return Verdict("cancelled")  # there is nothing left to take over
+    if int(facts["barren"]) + loss >= BARREN_ATTEMPTS or int(facts["losses"]) + loss >= LOST_ATTEMPTS:
+        return Verdict("bury")
+    limit_ms = settings.queue_timeout_s * 1000
+    if now_ms - int(facts["lease"]) > limit_ms and now_ms - note.since > min(limit_ms, PATIENCE_MS):
+        return Verdict("lost")
+    if oldest_ms is not None and note.enqueued >= oldest_ms:
+        return Verdict("wait", next_ms)
+    return Verdict("takeover", next_ms)
 
 
 class Janitor:
@@ -135,9 +177,11 @@ class Janitor:
         self._log = log
         self._lanes = lanes
         self._live = live
+        self._letters = Letters(redis)
         self._settings = settings
         self._memory = Memory()
         self._token = secrets.token_urlsafe(8)
+        self._lanes_looked_ms = 0
 
     async def run(self) -> None:
         waits = False
@@ -145,6 +189,8 @@ class Janitor:
             try:
                 if await self._has_turn():
                     await self.sweep()
+                else:
+                    self._memory = Memory()  # what it knows is out of date when its turn comes
                 waits = False
             except Unreachable as error:
                 if not waits:
@@ -153,13 +199,21 @@ class Janitor:
             await asyncio.sleep(self._settings.janitor_interval_s)
 
     async def sweep(self) -> None:
-        """Look at every stream whose time has come."""
+        """Look at every stream whose time has come, and at a slice of all keys."""
         seconds, micros = await self._redis.time()
         now_ms = seconds * 1000 + micros // 1000
         due = await self._live.due(now_ms, SLICE)
         for start in range(0, len(due), SLICE):
             await self._look(due[start : start + SLICE], now_ms)
             await asyncio.sleep(0)
+        for key in await self._live.mend(self._settings.janitor_interval_s):
+            log_.warning("index entry was missing", stream=keys.stream_of(key))
+        if not 0 <= now_ms - self._lanes_looked_ms < LANES_EVERY_MS:
+            self._lanes_looked_ms = now_ms
+            for lane in (TAKEOVER_LANE, *LANES):
+                for key in await self._lanes.requeue_lost(lane):
+                    log_.warning("lane entry was pending with nobody", stream=keys.stream_of(key), lane=lane)
+            self._memory.prune(now_ms)
 
     async def _look(self, due: list[StreamKey], now_ms: int) -> None:
         facts = await self._log.facts(due, FACTS)
@@ -173,6 +227,8 @@ class Janitor:
                 verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings)
                 looks[key] = await self._act(key, verdict, lane, now_ms)
             except (ResponseError, KeyError, ValueError) as error:
+                if REFUSES_ALL.search(str(error)):
+                    raise  # not this stream's fault: the sweep waits
                 # A stream that Redis refuses, or whose facts make no sense, must not keep the janitor from the others.
                 log_.error("stream cannot be tended", stream=keys.stream_of(key), error=type(error).__name__)
                 looks[key] = now_ms + QUEUE_SLACK_MS
@@ -185,24 +241,28 @@ class Janitor:
         if verdict.act in ("takeover", "enqueue"):
             log_.info(verdict.act, stream=keys.stream_of(key), lane=lane)
             await self._lanes.add(lane, key)
-            self._memory.enqueued[key] = now_ms
+            if key in self._memory.notes:
+                self._memory.notes[key].enqueued = now_ms
+        elif verdict.act == "cancelled":
+            return await self._end(key, None, now_ms)
         elif verdict.act == "overloaded":
-            message = "no worker took this request in time; try again later"
-            return await self._end(key, "overloaded", message, 5000, now_ms)
+            return await self._end(key, _error("overloaded", 5000), now_ms)
         elif verdict.act == "lost":
-            message = "no worker took this answer over in time; what was written is kept, ask again"
-            return await self._end(key, "worker_lost", message, None, now_ms)
+            return await self._end(key, _error("worker_lost"), now_ms)
         elif verdict.act == "bury":
             log_.error("dead letter", stream=keys.stream_of(key))
-            await self._lanes.bury(key, "worker_lost")
             message = "this answer's workers were lost repeatedly; ask again"
-            return await self._end(key, "worker_lost", message, None, now_ms)
+            return await self._end(key, _error("worker_lost", message=message), now_ms, is_letter=True)
         return verdict.look_ms
 
-    async def _end(self, key: StreamKey, code: str, message: str, after_ms: int | None, now_ms: int) -> int | None:
+    async def _end(
+        self, key: StreamKey, error: DoneError | None, now_ms: int, *, is_letter: bool = False
+    ) -> int | None:
         """End a generation as a worker would: claim, append `done`, relay. Returns when to look again.
 
-        A worker may have been faster: then the stream runs, and stays looked after.
+        What somebody cancelled ends so, whatever the error. A worker may have been faster than this: then the
+        stream runs, and stays looked after. With `is_letter` a dead letter is written before the end, and the
+        request is kept as long as the stream: a person may want it asked again.
         """
         mark = new_mark()
         settings = self._settings
@@ -210,13 +270,19 @@ class Janitor:
         claim = await self._log.claim(key, mark=mark, owner="", lease_ms=1000, ttl_ms=ttl_ms)
         if not isinstance(claim, Claim):
             return now_ms + RETRY_MS
+        if is_letter:
+            # This claim is an attempt too, though not one that asked anybody.
+            why = error.code if error else "cancelled"
+            await self._letters.bury(key, why, user=claim.user, model=_model(claim.request), attempts=claim.attempt - 1)
         digest = await self._digest(key, claim.next_offset)
-        done = Done(
-            "failed", "error", digest.size, digest.hexdigest(),
-            error=DoneError(code, message, DONE_ERROR_CODES[code], after_ms),
-        )  # fmt: skip
+        if claim.cancelled or error is None:
+            done = Done("cancelled", "cancelled", digest.size, digest.hexdigest())
+        else:
+            done = Done("failed", "error", digest.size, digest.hexdigest(), error=error)
         entries = [("done", encode_data(done))]
-        status, _ = await self._log.append(key, mark, claim.next_offset, entries, done_ttl_ms=ttl_ms)
+        status, _ = await self._log.append(
+            key, mark, claim.next_offset, entries, shown="k" if is_letter else "", done_ttl_ms=ttl_ms
+        )
         if status != "OK":
             return now_ms + RETRY_MS
         part = mailbox.Part(key, mark, claim.next_offset, entries)
@@ -243,3 +309,21 @@ class Janitor:
             return False
         await self._redis.pexpire(keys.janitor(), lock_ms)
         return True
+
+
+_MESSAGES = {
+    "overloaded": "no worker took this request in time; try again later",
+    "worker_lost": "no worker took this answer over in time; what was written is kept, ask again",
+}
+
+
+def _error(code: str, after_ms: int | None = None, *, message: str = "") -> DoneError:
+    return DoneError(code, message or _MESSAGES[code], DONE_ERROR_CODES[code], after_ms)
+
+
+def _model(request: bytes) -> str:
+    """What was asked for; nothing if the request cannot be read."""
+    try:
+        return msgspec.msgpack.decode(request, type=Body).model
+    except msgspec.MsgspecError:
+        return ""

@@ -11,10 +11,11 @@ The organisation comes from the token: a stream of somebody else is a key that d
 | `hr:{org:user}:request:<key>`  | string     | stream, digest of the body, whether accepted                     |
 | `hr:{org:user}:streams`        | sorted set | the user's streams by time of creation, for `list`               |
 | `hr:{lanes}:<lane>`            | stream     | `s`: a stream that waits for a worker                            |
-| `hr:{lanes}:dead`              | stream     | generations given up: `s`, `why`                                 |
+| `hr:{lanes}:dead`              | stream     | generations given up, see letters.py                             |
 | `hr:live:<shard>`              | sorted set | unfinished streams by when the janitor looks next, ms            |
 | `hr:janitor`                   | string     | who sweeps now; saves work, guards nothing                       |
 | `hr:mail:<incarnation>`        | stream     | `p`: packets for one hub or worker                               |
+| `hr:usage`                     | stream     | `r`: what provider calls used, until the ledger has it           |
 
 Organisation, user and request key are percent-encoded: none can forge a tag or another tenant's key.
 """
@@ -30,6 +31,10 @@ StreamKey = NewType("StreamKey", str)
 
 LIVE_SHARDS = 16
 TAKEOVER_LANE = "takeover"
+#: Lanes that requests are dispatched by; takeovers have one of their own, read first.
+LANES = ("standard",)
+#: What SCAN finds all streams by.
+ALL_METAS = "hr:{*}:meta"
 
 
 def _safe(part: str) -> str:
@@ -50,6 +55,11 @@ def stream_of(key: StreamKey) -> str:
 
 def meta(key: StreamKey) -> str:
     return f"hr:{{{key}}}:meta"
+
+
+def key_of_meta(name: str) -> StreamKey:
+    """The stream whose facts lie under this key, which `ALL_METAS` matched."""
+    return StreamKey(name.removeprefix("hr:{").removesuffix("}:meta"))
 
 
 def log(key: StreamKey) -> str:
@@ -86,6 +96,10 @@ def live_shard(key: StreamKey) -> int:
 
 def janitor() -> str:
     return "hr:janitor"
+
+
+def usage() -> str:
+    return "hr:usage"
 
 
 def mailbox(incarnation: str) -> str:

@@ -19,8 +19,8 @@ from hub.broker.keys import StreamKey
 GROUP = "workers"
 #: An entry that was delivered but not acknowledged for this long belongs to a dead worker.
 STRANDED_MS = 10_000
-#: Dead letters kept.
-DEAD_LETTERS = 1000
+#: Entries of a lane compared in one look for those that nobody can be given.
+_COMPARED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,28 @@ class Lanes:
         rows = await self._redis.xrange(keys.lane(lane), count=1)
         return int(rows[0][0].split(b"-")[0]) if rows else None
 
-    async def bury(self, key: StreamKey, why: str) -> None:
-        """Note a generation that is given up."""
-        await self._redis.xadd(keys.dead_letters(), {"s": key, "why": why}, maxlen=DEAD_LETTERS, approximate=True)
+    async def requeue_lost(self, lane: str) -> list[StreamKey]:
+        """Queue again what was delivered once and is pending with nobody: its consumer was deleted with it.
+
+        No consumer is ever given such an entry, and while it stands at the head of its lane it hides that later
+        ones are missing. An entry that is being dropped right now may be queued a second time: its claim is refused.
+        """
+        name = keys.lane(lane)
+        try:
+            groups = {group["name"]: group for group in await self._redis.xinfo_groups(name)}
+        except ResponseError:  # no such lane yet
+            return []
+        if GROUP.encode() not in groups:
+            return []
+        delivered = await self._redis.xrange(name, "-", groups[GROUP.encode()]["last-delivered-id"], count=_COMPARED)
+        if not delivered:
+            return []
+        rows = await self._redis.xpending_range(name, GROUP, delivered[0][0], delivered[-1][0], 2 * _COMPARED)
+        pending = {row["message_id"] for row in rows}
+        lost = [(id_, fields) for id_, fields in delivered if id_ not in pending]
+        for id_, fields in lost:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.xadd(name, fields)
+            pipeline.xdel(name, id_)
+            await pipeline.execute()
+        return [StreamKey(fields[b"s"].decode()) for _, fields in lost]

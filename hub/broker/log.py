@@ -175,7 +175,7 @@ class StreamLog:
         shown: str = "",
         done_ttl_ms: int = 0,
     ) -> tuple[str, int]:
-        """Append off the hot path: (OK, DUP, FENCED, TERMINAL, GAP or GONE, its number)."""
+        """Append off the hot path: (OK, DUP, FENCED, TERMINAL, GAP or GONE, its number). `shown`: see the script."""
         flat = [part for entry in entries for part in entry]
         reply = await self.run("append", _keys("append", key), [mark, first, shown, 0, done_ttl_ms, *flat])
         return reply[0].decode(), reply[1]
@@ -191,9 +191,15 @@ class StreamLog:
             return Cancelled(offset=reply[1], mark=reply[2].decode(), watchers=tuple(_watchers(reply[3])))
         return Cancelled()
 
-    async def attach(self, key: StreamKey, *, user: str, may_read: bool, mailbox: str, demand: int) -> StreamView:
-        """Register interest (none with an empty mailbox) and look. Raises Absent."""
-        reply = await self.run("attach", _keys("attach", key), [user, int(may_read), mailbox, demand])
+    async def attach(
+        self, key: StreamKey, *, user: str, may_read: bool, mailbox: str, demand: int, ahead: int | None = None
+    ) -> StreamView:
+        """Register interest (none with an empty mailbox) and look. Raises Absent.
+
+        `ahead`: the largest window there is. Demand further past the top is cut to it: it came from a bogus cursor.
+        """
+        limit = "" if ahead is None else ahead
+        reply = await self.run("attach", _keys("attach", key), [user, int(may_read), mailbox, demand, limit])
         if reply[0] == b"ABSENT":
             raise Absent
         _, state, top, runs, owner, cancel = reply
@@ -215,9 +221,13 @@ class StreamLog:
         return bool(reply[0] == b"OK")
 
     async def read(self, key: StreamKey, first: int, count: int) -> list[Entry]:
-        """Up to `count` entries from offset `first` on."""
+        """Up to `count` entries from offset `first` on; none past a hole, which only a damaged log has."""
         rows = await self._redis.xrange(keys.log(key), min=f"{first}-0", max="+", count=count)
-        return [(fields[b"k"].decode(), fields[b"d"]) for _, fields in rows]
+        return [
+            (fields[b"k"].decode(), fields[b"d"])
+            for offset, (entry, fields) in enumerate(rows, first)
+            if entry == b"%d-0" % offset
+        ]
 
     async def standings(self, streams: Sequence[StreamKey]) -> list[Standing | None]:
         """State, top, mark and owner of many streams in one trip."""

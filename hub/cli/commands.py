@@ -154,13 +154,25 @@ def chat(
     raise typer.Exit(converse(url, token, model, system))
 
 
-@app.command(epilog=examples(("headrace demo", "nothing needs to run; takes some 12 seconds")))
-def demo() -> None:
+@app.command(
+    epilog=examples(
+        ("headrace demo", "nothing needs to run; takes some 12 seconds"),
+        ("headrace demo --chaos", "a minute of kills and cuts, two dozen viewers"),
+    )
+)
+def demo(
+    chaos: Annotated[bool, typer.Option("--chaos", help="Break something every two seconds.")] = False,
+    seconds: Annotated[float, typer.Option(min=4, max=3600, help="How long, with --chaos.")] = 60,
+) -> None:
     """Watch an answer survive a cut line and a killed hub.
 
     Two hubs, one worker, one answer, two viewers. Cuts a viewer's connection, kills the hub it is on, and shows
-    that nothing was lost or doubled.
+    that nothing was lost or doubled. With --chaos, hubs, workers and Redis are killed all the time.
     """
+    if chaos:
+        from hub.cli.chaos import show as show_chaos
+
+        raise typer.Exit(show_chaos(seconds))
     from hub.cli.demo import show
 
     raise typer.Exit(show())
@@ -241,6 +253,72 @@ def doctor(
     from hub.cli.doctor import examine
 
     raise typer.Exit(examine(port))
+
+
+dead = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Look at answers that were given up, and ask them again.\n\n"
+    "A request whose workers were lost three times without a word, or six times in all, is given up and becomes a "
+    "dead letter. Needs HEADRACE_REDIS_URL. The newest 1000 letters are kept.",
+    epilog=examples(
+        ("headrace dead list", "newest first"),
+        ("headrace dead show g_5Zk2mQ9xWb3TnL8r", "what is known of one"),
+        ("headrace dead retry g_5Zk2mQ9xWb3TnL8r", "once what killed its workers is mended"),
+    ),
+)
+app.add_typer(dead, name="dead")
+DeadStream = Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@dead.command(
+    "list", epilog=examples(("headrace dead list", ""), ("headrace dead list --json | jq -r '.[].stream'", ""))
+)
+def list_dead(as_json: Json = False) -> None:
+    """Show all dead letters, newest first: when, whose, how often tried, why. No prompts."""
+    from hub.cli.dead import list_letters
+
+    raise typer.Exit(list_letters(as_json=as_json))
+
+
+@dead.command("show", epilog=examples(("headrace dead show g_5Zk2mQ9xWb3TnL8r", "")))
+def show_dead(
+    stream: DeadStream,
+    with_prompt: Annotated[bool, typer.Option("--with-prompt", help="Show what the user asked, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is known of one dead letter.
+
+    The prompt is a user's: it is shown only when asked for, while it is kept.
+    """
+    from hub.cli.dead import show_letter
+
+    raise typer.Exit(show_letter(stream, with_prompt=with_prompt, as_json=as_json))
+
+
+@dead.command(
+    "retry",
+    epilog=examples(
+        ("headrace dead retry g_5Zk2mQ9xWb3TnL8r", "prints the new stream's id"), ("headrace dead retry --all", "")
+    ),
+)
+def retry_dead(
+    stream: Annotated[str | None, typer.Argument(metavar="[STREAM]", help="The stream's id.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All there are.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask again what was given up.
+
+    The old stream has ended and stays so. The same request runs as a new stream of the same user, who finds it in
+    their list of streams; nobody has to watch it. Works while the old stream is kept (retention), and asks once
+    however often it is repeated. What was asked again leaves the list.
+    """
+    if every == (stream is not None):
+        raise typer.BadParameter("name one STREAM, or say --all")
+    from hub.cli.dead import retry_letters
+
+    raise typer.Exit(retry_letters(stream, as_json=as_json))
 
 
 def run(arguments: list[str]) -> int:

@@ -120,6 +120,33 @@ async def test_a_repeat_of_an_unfinished_request_with_another_body_is_a_conflict
         await accept(broker, content="something else")
 
 
+async def age_key(broker: Broker, seconds: float) -> None:
+    """As if the request key had been reserved so long ago."""
+    left = broker.settings.request_key_s - seconds
+    await broker.connections.control.pexpire(keys.request("acme", "alice", "r1"), int(left * 1000))
+
+
+@pytest.mark.parametrize("step", [1, 4], ids=["before it was created", "before it was marked"])
+async def test_a_request_that_may_have_run_and_expired_is_gone_and_runs_no_second_time(
+    broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub died before it could mark the key, and the client comes back after the retention time."""
+    with monkeypatch.context() as patch:
+        die_after(broker, step, patch)
+        with pytest.raises(Died):
+            await accept(broker)
+    redis: Any = broker.connections.control
+    for name in await redis.keys("hr:{acme:g_*"):
+        await redis.delete(name)
+    life_s = min(broker.settings.retention_s, broker.settings.queue_timeout_s + broker.settings.max_run_s)
+    await age_key(broker, life_s + 1)
+    with pytest.raises(RequestGone):
+        await accept(broker)
+    await age_key(broker, life_s - 10)
+    key = await accept(broker)
+    assert await broker.log.standings([key]) != [None], "younger than any stream's life: it cannot have expired"
+
+
 async def test_a_repeat_while_it_runs_queues_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         die_after(broker, 4, patch)
@@ -149,3 +176,30 @@ async def test_a_user_s_list_is_bounded(broker: Broker) -> None:
         )  # fmt: skip
     redis: Any = broker.connections.control
     assert await redis.zcard(keys.user_streams("acme", "alice")) == 200
+
+
+async def test_a_queued_stream_outlives_its_queue_and_a_whole_run(broker: Broker) -> None:
+    key = await accept(broker)
+    least_s = broker.settings.queue_timeout_s + broker.settings.max_run_s
+    for name in (keys.meta(key), keys.log(key)):
+        assert await broker.connections.control.pttl(name) > (least_s - 10) * 1000
+
+
+async def test_a_request_that_redis_forgot_runs_when_it_is_repeated(broker: Broker) -> None:
+    """A restart without a disk: the repeat is a new stream, which is the truth."""
+    key = await accept(broker)
+    await broker.connections.control.flushdb()
+    again = await accept(broker)
+    assert again != key
+    [standing] = await broker.log.standings([again])
+    assert standing is not None and standing.state == "queued"
+
+
+async def test_a_client_that_asks_otherwise_for_the_same_is_no_conflict(broker: Broker) -> None:
+    """How it is watched is no part of what is asked: another device repeats with other options."""
+    key = await accept(broker)
+    again = await broker.accept(
+        org="acme", user="alice", request_key="r1", body=body(), options=Options(on_abandon="continue"),
+        now_ms=int(time.time() * 1000),
+    )  # fmt: skip
+    assert again == key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Any
@@ -15,11 +16,24 @@ from headrace.protocol.frames import Message
 from hub.broker import janitor as janitors
 from hub.broker import keys
 from hub.broker.broker import Broker
-from hub.broker.janitor import BARREN_ATTEMPTS, LOST_ATTEMPTS, QUEUE_SLACK_MS, VANISHED_MS, Janitor, Memory, judge
+from hub.broker.janitor import (
+    BARREN_ATTEMPTS,
+    FORGET_MS,
+    LOST_ATTEMPTS,
+    PATIENCE_MS,
+    QUEUE_SLACK_MS,
+    VANISHED_MS,
+    Janitor,
+    Memory,
+    Verdict,
+    judge,
+)
 from hub.broker.keys import TAKEOVER_LANE
+from hub.broker.letters import Letters
 from hub.broker.log import Claim
 from hub.broker.mailbox import HubPacket, MailboxReader, new_mailbox
 from hub.broker.settings import BrokerSettings
+from tests.installation import eventually
 
 KEY = keys.stream_key("acme", "g_5Zk2mQ9xWb3TnL8r")
 SETTINGS = BrokerSettings(lease_grace_s=3, queue_timeout_s=120, janitor_interval_s=0.5)
@@ -28,7 +42,7 @@ NOW = 1_000_000
 
 def facts(**changes: object) -> dict[str, str]:
     known = {"state": "running", "owner": "w1", "lease": NOW + 5000, "created": NOW - 9000, "losses": 0, "barren": 0,
-             "lane": "standard", "top": 5}  # fmt: skip
+             "lane": "standard", "cancel": 0, "top": 5}  # fmt: skip
     return {name: str(value) for name, value in (known | changes).items()}
 
 
@@ -45,6 +59,9 @@ def act(found: dict[str, str] | None, oldest: int | None = None, now: int = NOW,
         (facts(lease=NOW), None, "wait"),  # over now: a second look first
         (facts(lease=0, owner=""), None, "takeover"),  # handed back: nobody to wait for
         (facts(lease=NOW + 500, owner=""), None, "wait"),  # somebody is ending it
+        (facts(lease=NOW + 500, cancel=1), None, "wait"),  # its owner ends it
+        (facts(lease=0, owner="", cancel=1), None, "cancelled"),
+        (facts(lease=0, cancel=1), None, "wait"),  # its owner may come back in the grace
         (facts(state="queued", owner="", created=NOW - 1000), None, "wait"),
         (facts(state="queued", owner="", created=NOW - QUEUE_SLACK_MS - 1), None, "enqueue"),
         (facts(state="queued", owner="", created=NOW - 60_000), NOW - 59_000, "wait"),  # waits behind others
@@ -96,15 +113,41 @@ def test_a_lease_that_moved_and_ran_out_again_gets_its_own_grace() -> None:
 
 @pytest.mark.parametrize("owner", ["", "w1"])
 def test_a_run_that_nobody_takes_over_ends_after_the_queue_timeout(owner: str) -> None:
-    memory, lost = Memory(), facts(lease=0, owner=owner)
+    memory, lost = Memory(), facts(lease=NOW - 1, owner=owner)
     act(lost, memory=memory)
     limit = int(SETTINGS.queue_timeout_s * 1000)
-    assert act(lost, oldest=None, now=NOW + limit, memory=memory) == "takeover"
-    assert act(lost, oldest=None, now=NOW + limit + 1, memory=memory) == "lost"
+    assert act(lost, oldest=None, now=NOW + limit - 1, memory=memory) == "takeover"
+    assert act(lost, oldest=None, now=NOW + limit, memory=memory) == "lost"
+
+
+def test_a_run_lost_long_ago_gets_its_chance_with_a_janitor_that_is_new() -> None:
+    """Everything was down for an hour: workers are asked first. And a janitor that changes begins no new timeout."""
+    memory, lost = Memory(), facts(lease=NOW - 3_600_000, owner="")
+    assert act(lost, memory=memory) == "takeover"
+    assert act(lost, now=NOW + PATIENCE_MS, memory=memory) == "takeover"
+    assert act(lost, now=NOW + PATIENCE_MS + 1, memory=memory) == "lost"
+
+
+def test_a_janitor_that_died_in_the_middle_of_giving_up_is_followed_by_one_that_does_it() -> None:
+    assert act(facts(lease=NOW - 1, owner="", barren=BARREN_ATTEMPTS, losses=BARREN_ATTEMPTS)) == "bury"
+    assert act(facts(lease=NOW - 1, owner="", barren=BARREN_ATTEMPTS - 1, losses=BARREN_ATTEMPTS)) == "takeover"
+
+
+def test_what_others_finished_is_forgotten_in_time() -> None:
+    memory = Memory()
+    for number in range(100):
+        key = keys.stream_key("acme", f"g_{number:016}")
+        judge(key, facts(lease=1, owner=""), None, NOW, memory, SETTINGS)
+    act(facts(lease=1, owner=""), now=NOW + FORGET_MS, memory=memory)
+    memory.prune(NOW + FORGET_MS + 1)
+    assert list(memory.notes) == [KEY]
+    act(facts(lease=NOW + FORGET_MS + 500), now=NOW + FORGET_MS, memory=memory)
+    assert not memory.notes, "what runs again needs no note"
 
 
 def test_what_was_enqueued_is_not_enqueued_again_while_it_waits() -> None:
-    memory = Memory(enqueued={KEY: NOW})
+    memory = Memory()
+    memory.note(KEY, 0, NOW).enqueued = NOW
     assert act(facts(lease=0, owner=""), oldest=NOW - 5, now=NOW + 1000, memory=memory) == "wait"
     assert act(facts(lease=0, owner=""), oldest=NOW, now=NOW + 1000, memory=memory) == "wait"
     assert act(facts(lease=0, owner=""), oldest=None, now=NOW + 1000, memory=memory) == "takeover"
@@ -271,8 +314,46 @@ async def test_a_generation_lost_again_and_again_without_content_is_given_up(sce
             await scene.redis.delete(keys.lane(TAKEOVER_LANE))
     done = await scene.done()
     assert (done["status"], done["error"]["code"]) == ("failed", "worker_lost")
-    [(_, letter)] = await scene.redis.xrange(keys.dead_letters())
-    assert letter == {b"s": scene.key.encode(), b"why": b"worker_lost"}
+    [letter] = await Letters(scene.redis).all()
+    assert (letter.key, letter.why, letter.user, letter.model) == (scene.key, "worker_lost", "alice", "standard")
+    assert letter.attempts == BARREN_ATTEMPTS
+    kept = await scene.redis.hget(keys.meta(scene.key), "request")
+    assert msgpack.unpackb(kept)["messages"], "the request stays as long as the stream: it may be asked again"
+
+
+async def test_a_janitor_that_dies_after_its_letter_leaves_one_letter_and_one_end(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.claim()
+    await scene.set(lease=1, barren=BARREN_ATTEMPTS - 1, losses=BARREN_ATTEMPTS - 1)
+
+    class Died(BaseException):
+        pass
+
+    async def die(*args: object, **kwargs: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(scene.broker.log, "append", die)
+        await scene.sweep()
+    await scene.set(lease=1)
+    await scene.sweep(scene.another_janitor())
+    assert (await scene.done())["error"]["code"] == "worker_lost"
+    assert await scene.depth(TAKEOVER_LANE) == 0, "what was given up is not run once more"
+    [letter] = await Letters(scene.redis).all()
+    assert letter.key == scene.key
+
+
+async def test_a_janitor_whose_turn_is_over_forgets_what_it_knew(scene: Scene) -> None:
+    await scene.claim()
+    await scene.lose()
+    await scene.sweep()
+    assert scene.janitor._memory.notes
+    await scene.redis.set(keys.janitor(), "another")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        running = group.create_task(scene.janitor.run())
+        await eventually(lambda: not scene.janitor._memory.notes)
+        running.cancel()
 
 
 async def test_content_in_between_buys_more_attempts_but_not_for_ever(scene: Scene) -> None:
@@ -316,3 +397,45 @@ async def test_one_janitor_has_the_turn_until_it_stops(scene: Scene) -> None:
     await redis.delete(keys.janitor())
     assert await other._has_turn()
     assert not await scene.janitor._has_turn()
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+async def test_what_was_cancelled_and_lost_ends_cancelled_without_another_worker(
+    scene: Scene, is_released: bool
+) -> None:
+    await scene.claim()
+    await scene.broker.log.append(scene.key, "m1", 2, [("text", b"blue")], shown="c")
+    await scene.broker.log.cancel(scene.key, user="alice", may_cancel=False, done=b"d", ttl_ms=9000)
+    if is_released:
+        await scene.broker.log.release(scene.key, "m1")
+    else:
+        await scene.lose()
+    await scene.sweep()
+    done = await scene.done()
+    assert (done["status"], done["stop_reason"], done["text_bytes"]) == ("cancelled", "cancelled", 4)
+    assert await scene.depth(TAKEOVER_LANE) == 0
+
+
+async def test_a_cancel_that_comes_while_an_answer_is_given_up_is_honoured(scene: Scene) -> None:
+    """The facts were read before it; the claim, which ends the answer, sees it."""
+    await scene.claim()
+    await scene.broker.log.cancel(scene.key, user="alice", may_cancel=False, done=b"d", ttl_ms=9000)
+    await scene.lose()
+    verdict = Verdict("lost")
+    await scene.janitor._act(scene.key, verdict, TAKEOVER_LANE, int(time.time() * 1000))
+    assert (await scene.done())["status"] == "cancelled"
+
+
+async def test_an_end_that_redis_lost_is_written_again(scene: Scene) -> None:
+    """A failover loses `done` after the janitor took the stream out of the index: nothing else points to it."""
+    await scene.claim()
+    held = {name: await scene.redis.dump(name) for name in (keys.meta(scene.key), keys.log(scene.key))}
+    await scene.broker.log.append(scene.key, "m1", 2, [("done", b"d")], done_ttl_ms=60_000)
+    await scene.sweep()
+    assert await scene.broker.live.size() == 0
+    for name, value in held.items():
+        await scene.redis.restore(name, 60_000, value, replace=True)
+    await scene.lose()
+    for _ in range(10):
+        await scene.sweep()
+    assert await scene.depth(TAKEOVER_LANE) > 0

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from hub.broker import keys, lanes
+from hub.broker import live as lives
 from hub.broker.broker import Broker
+from hub.broker.keys import StreamKey
 
 A, B, C = (keys.stream_key("acme", f"g_{letter * 16}") for letter in "abc")
 
@@ -84,11 +86,24 @@ async def test_a_consumer_that_leaves_takes_no_pending_ticket_along(broker: Brok
     assert await redis.xinfo_consumers(keys.lane("standard"), lanes.GROUP) == []
 
 
-async def test_a_dead_letter_says_why(broker: Broker) -> None:
+async def test_a_ticket_that_is_pending_with_nobody_is_queued_again(broker: Broker) -> None:
+    """XGROUP DELCONSUMER takes the consumer's pending list along: no consumer is ever given these entries again."""
     redis: Any = broker.connections.control
-    await broker.lanes.bury(A, "worker_lost")
-    [(_, fields)] = await redis.xrange(keys.dead_letters())
-    assert fields == {b"s": A.encode(), b"why": b"worker_lost"}
+    assert await broker.lanes.requeue_lost("standard") == [], "there is no lane yet"
+    for key in (A, B, C):
+        await broker.lanes.add("standard", key)
+    assert await broker.lanes.requeue_lost("standard") == [], "there is no group yet"
+    await broker.lanes.ensure(["standard"])
+    reader = broker.connections.blocking()
+    for worker in ("w1", "w2"):
+        await broker.lanes.take(reader, ["standard"], worker, 1000)
+    assert await broker.lanes.requeue_lost("standard") == [], "each is pending with somebody, or not delivered"
+    await redis.xgroup_delconsumer(keys.lane("standard"), lanes.GROUP, "w1")
+    assert await broker.lanes.requeue_lost("standard") == [A]
+    assert await broker.lanes.requeue_lost("standard") == []
+    taken = [await broker.lanes.take(reader, ["standard"], "w3", 1000) for _ in range(2)]
+    assert [ticket.key for [ticket] in taken] == [C, A]
+    assert await broker.lanes.depths(["standard"]) == {"standard": 3}
 
 
 async def test_a_stream_is_due_at_its_time_and_keeps_its_place(broker: Broker) -> None:
@@ -107,3 +122,47 @@ async def test_a_stream_is_moved_or_removed_and_never_brought_back(broker: Broke
     assert await broker.live.due(299, 10) == []
     assert await broker.live.due(300, 10) == [A]
     assert await broker.live.size() == 1
+
+
+async def put(broker: Broker, key: StreamKey, state: str) -> None:
+    await broker.connections.control.hset(keys.meta(key), mapping={"state": state})
+
+
+async def walk(broker: Broker) -> list[StreamKey]:
+    """Once around all keys."""
+    found = await broker.live.mend(0.5)
+    while broker.live._cursor:
+        found += await broker.live.mend(0.5)
+    return found
+
+
+async def test_what_the_index_lost_is_added_again_unless_it_is_finished(broker: Broker) -> None:
+    redis: Any = broker.connections.control
+    await put(broker, A, "queued")
+    await put(broker, B, "running")
+    await put(broker, C, "done")
+    await broker.live.add(B, 900)
+    await redis.set("hr:{acme:not a hash}:meta", "x")
+    await redis.set("hr:{acme:alice}:request:meta", "x")
+    assert await walk(broker) == [A]
+    assert await walk(broker) == []
+    assert await broker.live.due(0, 10) == [A], "to be looked at now"
+    assert await broker.live.size() == 2, "and B keeps its place"
+
+
+async def test_a_walk_around_many_keys_is_made_of_small_steps_and_misses_nothing(broker: Broker) -> None:
+    redis: Any = broker.connections.control
+    pipeline = redis.pipeline(transaction=False)
+    streams = {keys.stream_key("acme", f"g_{number:016}") for number in range(3000)}
+    for key in streams:
+        pipeline.hset(keys.meta(key), mapping={"state": "running"})
+        pipeline.xadd(keys.log(key), {"k": "queued", "d": ""})
+    await pipeline.execute()
+    steps, found = 0, set[StreamKey]()
+    while not steps or broker.live._cursor:
+        lost = await broker.live.mend(0.5)
+        assert len(lost) < 200, "no step holds Redis or this process up"
+        steps += 1
+        found |= set(lost)
+    assert found == streams
+    assert steps <= lives.WALK_S / 0.5, "once around within the time that is promised"

