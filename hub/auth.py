@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import jwt
 
@@ -10,6 +13,12 @@ from hub.settings import HubSettings
 
 #: Below this an HS256 secret can be guessed offline (RFC 7518 §3.2: as long as the hash).
 SECRET_BYTES = 32
+#: Clocks of the issuer and of a hub may differ by this: a token is not refused for having been issued "just now".
+CLOCK_SKEW_S = 60.0
+#: Users and organisations: no control characters, nothing that UTF-8 cannot hold.
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+#: What a token may say it is (RFC 8725 §3.11): one made for another purpose with the same secret is no key here.
+TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,8 @@ class Authenticator:
 
     def __init__(self, settings: HubSettings) -> None:
         self._open = settings.auth == "none"
+        self._audience = settings.jwt_audience or None
+        self._issuer = settings.jwt_issuer or None
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else ""
         if not self._open and len(self._secret.encode()) < SECRET_BYTES:
             raise Unconfigured(
@@ -61,18 +72,35 @@ class Authenticator:
             return Identity("dev", "dev")
         if not token:
             raise TokenInvalid
-        try:
-            claims = jwt.decode(
-                token, self._secret, algorithms=["HS256"], options={"require": ["exp", "sub"], "verify_aud": False}
-            )
-        except jwt.ExpiredSignatureError:
-            raise TokenExpired from None
-        except (jwt.InvalidTokenError, ValueError, RecursionError):
-            raise TokenInvalid from None
+        claims = self._claims(token)
+        if not float(claims["exp"]) > time.time():
+            raise TokenExpired
         user, org, scope = claims["sub"], claims.get("org"), claims.get("scope", "")
         if not _is_name(user) or not (org is None or _is_name(org)) or not isinstance(scope, str):
             raise TokenInvalid
         return Identity(user, org or user, frozenset(scope.split()), float(claims["exp"]))
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        """What a genuine token says. Nothing in its header chooses a key or an algorithm."""
+        try:
+            decoded = jwt.decode_complete(
+                token,
+                self._secret,
+                algorithms=["HS256"],
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=CLOCK_SKEW_S,
+                options={"require": ["exp", "sub"], "verify_aud": self._audience is not None},
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenExpired from None
+        except (jwt.InvalidTokenError, ValueError, TypeError, OverflowError, RecursionError):
+            raise TokenInvalid from None
+        kind = decoded["header"].get("typ", "JWT")
+        if not isinstance(kind, str) or kind.lower() not in TYPES:
+            raise TokenInvalid
+        claims: dict[str, Any] = decoded["payload"]
+        return claims
 
 
 def issue(secret: str, *, user: str, org: str | None, scope: str, now: float, ttl_s: float) -> str:
@@ -86,4 +114,4 @@ def issue(secret: str, *, user: str, org: str | None, scope: str, now: float, tt
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 128
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None

@@ -56,16 +56,14 @@ class Connection:
             yield self._close(CloseCode.BAD_FRAME, "wrong message type for the subprotocol")
             return
         if len(data) > self.message_bytes:
-            yield ErrorFrame(
-                "too_large", f"a message holds at most {self.message_bytes} bytes", ERROR_CODES["too_large"]
-            )
+            yield from self.receive_too_large(now)
             return
         try:
             frames = self.codec.decode_client(data)
         except Undecodable as error:
             yield self._close(CloseCode.BAD_FRAME, str(error))
             return
-        if not self._may_spend(len(frames), now):
+        if not self.spend(len(frames), now):
             yield self._close(CloseCode.FLOODING, "too many frames")
             return
         for frame in frames:
@@ -73,6 +71,15 @@ class Connection:
             yield instruction
             if isinstance(instruction, Close) or self.is_closed:
                 return
+
+    def receive_too_large(self, now: float) -> Iterator[Instruction]:
+        """What comes of a message above `message_bytes`, which nobody needs to have kept."""
+        if self.is_closed:
+            return
+        if not self.spend(1, now):
+            yield self._close(CloseCode.FLOODING, "too many frames")
+            return
+        yield ErrorFrame("too_large", f"a message holds at most {self.message_bytes} bytes", ERROR_CODES["too_large"])
 
     def _judge(self, frame: ClientFrame | Fault) -> Instruction:
         if isinstance(frame, Fault):
@@ -87,8 +94,12 @@ class Connection:
             return self._close(CloseCode.BAD_FRAME, "the first frame must be hello")
         return frame
 
-    def _may_spend(self, count: int, now: float) -> bool:
-        """A token bucket: `frames_per_second` sustained, twice that at once. A batch counts its frames."""
+    def spend(self, count: int, now: float) -> bool:
+        """Pay for `count` frames; False if the client sends too many.
+
+        A token bucket: `frames_per_second` sustained, twice that at once. A batch counts its frames, and the
+        WebSocket layer pays for what it sees and we do not: control frames, and fragments after a message's first.
+        """
         self._allowance = min(2.0 * self._rate, self._allowance + (now - self._allowed_at) * self._rate)
         self._allowed_at = now
         self._allowance -= count

@@ -7,7 +7,7 @@ the abandon rule run as bounded tasks and are answered when they are ready (prot
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -35,8 +35,9 @@ from headrace.protocol.frames import (
 from hub.attachment import Attachment
 from hub.auth import Identity, TokenExpired, TokenInvalid
 from hub.broker.connections import Unreachable
-from hub.connection import Close, Connection, State
+from hub.connection import Close, Connection, Instruction, State
 from hub.errors import Rejected, overloaded
+from hub.gate import Gate
 from hub.node import Node
 from hub.tail import prepare
 from hub.verbs import Verbs
@@ -61,11 +62,13 @@ class Endpoint:
     """Made when the socket opens, `closed` when it ends. All methods run on the hub's loop."""
 
     __slots__ = (
-        "__weakref__", "_connection", "_grace_until", "_header_token", "_socket", "_tasks", "_verbs", "attachments",
-        "codec", "connected_at", "device", "id", "identity", "is_writable", "node", "write",
+        "__weakref__", "_connection", "_gate", "_grace_until", "_header_token", "_socket", "_tasks", "_verbs",
+        "attachments", "codec", "connected_at", "device", "id", "identity", "is_writable", "node", "write",
     )  # fmt: skip
 
-    def __init__(self, node: Node, socket: Socket, codec: Codec, id_: str, header_token: str | None) -> None:
+    def __init__(
+        self, node: Node, socket: Socket, codec: Codec, id_: str, header_token: str | None, gate: Gate
+    ) -> None:
         self.node = node
         self.codec = codec
         self.id = id_
@@ -79,6 +82,7 @@ class Endpoint:
         self.write = socket.writer()
         self._socket = socket
         self._header_token = header_token
+        self._gate = gate
         self._grace_until: float | None = None
         settings = node.settings
         self._connection = Connection(codec, settings.frames_per_second, settings.message_bytes, self.connected_at)
@@ -89,7 +93,22 @@ class Endpoint:
 
     def message_received(self, data: bytes, is_text: bool) -> None:
         """One whole message from the client."""
-        for instruction in self._connection.receive(data, is_text, self.node.now()):
+        self._follow(self._connection.receive(data, is_text, self.node.now()))
+
+    def too_large_received(self) -> None:
+        """One whole message from the client, which was too large to be kept."""
+        self._follow(self._connection.receive_too_large(self.node.now()))
+
+    def may_take_frame(self) -> bool:
+        """Whether the client's rate allows one more frame of the WebSocket layer: a ping, a fragment."""
+        return self._connection.spend(1, self.node.now())
+
+    def turn_away(self) -> None:
+        """There are too many that have not said who they are, and this one has waited longest."""
+        self.close(CloseCode.OVERLOADED, "too many connections wait to say hello")
+
+    def _follow(self, instructions: Iterator[Instruction]) -> None:
+        for instruction in instructions:
             if isinstance(instruction, Ack):
                 self._ack(instruction)
             elif isinstance(instruction, Ping):
@@ -129,6 +148,7 @@ class Endpoint:
         for attachment in list(self.attachments.values()):
             self.node.relay.remove(attachment)
         self.attachments.clear()
+        self._gate.leave(self)
         self.node.forget(self)
         for task in self._tasks or ():
             task.cancel()
@@ -142,6 +162,7 @@ class Endpoint:
 
     def close(self, code: CloseCode, reason: str) -> None:
         self.stop_writing()
+        self._gate.leave(self)
         self._socket.close_with(code, reason)
 
     def check_clock(self, now: float, unix_now: float) -> None:
@@ -173,6 +194,7 @@ class Endpoint:
             self.close(CloseCode.UNAUTHENTICATED, "no valid token")
             return
         self._header_token = None
+        self._gate.leave(self)
         self.device = hello.device
         self.node.welcome(self)
         settings = self.node.settings

@@ -8,18 +8,23 @@ from urllib.parse import urlsplit
 from headrace.protocol.codec import CODECS, JSON, Codec
 from headrace.protocol.codes import CloseCode
 from hub.endpoint import Endpoint
+from hub.gate import Gate, address_of
 from hub.node import Node
 
 
 class WebSocketUpgrade:
     """The ASGI application at `/v1/ws`. Needs the protocol class of hub/server.py."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, gate: Gate) -> None:
         self._node = node
+        self._gate = gate
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         node = self._node
         await receive()  # websocket.connect
+        if node.is_draining:
+            await _respond(send, 503, b"this hub is about to end; connect again, and another one takes you")
+            return
         headers = {name.lower(): value for name, value in scope["headers"]}
         codec = _codec(scope["subprotocols"])
         if codec is None:
@@ -33,9 +38,9 @@ class WebSocketUpgrade:
             await _respond(send, 500, b"run this application with `headrace hub`")
             return
         subprotocol = codec.subprotocol if scope["subprotocols"] else None
-        endpoint = Endpoint(node, socket, codec, node.new_connection_id(), _bearer(headers))
+        endpoint = Endpoint(node, socket, codec, node.new_connection_id(), _bearer(headers), self._gate)
         node.connect(endpoint)
-        socket.endpoint = endpoint
+        socket.serve(endpoint, node.settings.message_bytes)
         try:
             await send({"type": "websocket.accept", "subprotocol": subprotocol})
         except OSError:
@@ -45,8 +50,16 @@ class WebSocketUpgrade:
             endpoint.close(CloseCode.DRAIN, "drain")
         elif len(node.connections) > node.settings.connections:
             endpoint.close(CloseCode.OVERLOADED, "too many connections on this hub")
+        else:
+            self._gate.enter(endpoint, self._address(socket, scope))
         del scope, headers, socket, endpoint
         await receive()  # messages go straight to the endpoint: the only event left is the disconnect
+
+    def _address(self, socket: Any, scope: Any) -> str | None:
+        """Of the socket itself: the scope's `client` may be what somebody claimed."""
+        peer = socket.client[0] if socket.client else None
+        claims = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"x-forwarded-for"]
+        return address_of(peer, claims, self._gate.trusted)
 
     def _may_come_from(self, headers: dict[bytes, bytes]) -> bool:
         """Browsers send Origin: theirs must be allowed, or be the hub's own. CORS does not cover WebSockets."""

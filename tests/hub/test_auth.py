@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import time
 from typing import Any
 
@@ -63,3 +66,123 @@ def test_an_open_hub_knows_one_user() -> None:
     open_hub = Authenticator(HubSettings(auth="none"))
     assert open_hub.is_open
     assert open_hub.identify(None) == open_hub.identify("anything") == Identity("dev", "dev")
+
+
+# -- the matrix: whatever a token may be, one of three answers -----------------------------------------------
+
+
+def encoded(value: Any) -> bytes:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).rstrip(b"=")
+
+
+def forged(header: Any, claims: Any, secret: str | bytes = SECRET) -> str:
+    """Signed with HMAC-SHA256 and `secret`, whatever its header says."""
+    key = secret.encode() if isinstance(secret, str) else secret
+    signing = encoded(header) + b"." + encoded(claims)
+    signature = base64.urlsafe_b64encode(hmac.digest(key, signing, "sha256")).rstrip(b"=")
+    return (signing + b"." + signature).decode()
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Good ones, but for `changes`; None leaves one out."""
+    said = {"sub": "alice", "exp": time.time() + 3600, "aud": "headrace", "iss": "https://id.example"} | changes
+    return {name: value for name, value in said.items() if value is not None}
+
+
+HEADER = {"alg": "HS256", "typ": "JWT"}
+PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n-----END PUBLIC KEY-----\n"
+
+GOOD = {
+    "plain": forged(HEADER, claims()),
+    "no type": forged({"alg": "HS256"}, claims()),
+    "an access token by RFC 9068": forged({"alg": "HS256", "typ": "at+jwt"}, claims()),
+    "several audiences": forged(HEADER, claims(aud=["other", "headrace"])),
+    "issued by a clock that is ahead": forged(HEADER, claims(iat=time.time() + 30, nbf=time.time() + 30)),
+    "a key id that we have no use for": forged(HEADER | {"kid": "7"}, claims()),
+    "a key id that is a path": forged(HEADER | {"kid": "../../dev/null"}, claims()),
+    "a key id that is SQL": forged(HEADER | {"kid": "' UNION SELECT 'x"}, claims()),
+    "a place to fetch keys from": forged(HEADER | {"jku": "https://evil.example"}, claims()),
+    "unknown claims": forged(HEADER, claims(admin=True, roles=["root"])),
+}  # fmt: skip
+EXPIRED = {
+    "expired": forged(HEADER, claims(exp=time.time() - 600)),
+    "expired just now": forged(HEADER, claims(exp=time.time() - 1)),
+    "expired in 1970": forged(HEADER, claims(exp=1)),
+}
+BAD = {
+    "no algorithm": forged({"alg": "none"}, claims()).rsplit(".", 1)[0] + ".",
+    "no algorithm, with a signature": forged({"alg": "none"}, claims()),
+    "no algorithm, in capitals": forged({"alg": "NONE", "typ": "JWT"}, claims()),
+    "an absent algorithm": forged({"typ": "JWT"}, claims()),
+    "an algorithm that is a list": forged({"alg": ["HS256"]}, claims()),
+    "a public-key algorithm over our secret": forged({"alg": "RS256", "typ": "JWT"}, claims()),
+    "a public key as the secret": forged(HEADER, claims(), PUBLIC_KEY),
+    "another hash": forged({"alg": "HS512", "typ": "JWT"}, claims()),
+    "another secret": forged(HEADER, claims(), "another secret that is long enough for it"),
+    "an empty secret": forged(HEADER, claims(), b"\0"),
+    "a key that it brings along": forged(
+        HEADER | {"jwk": {"kty": "oct", "k": "AAAA"}, "kid": "/dev/null"}, claims(), b"\0\0\0"
+    ),
+    "a critical extension": forged(HEADER | {"crit": ["exp"], "exp": 1}, claims()),
+    "claims that were changed": ".".join(
+        [*GOOD["plain"].split(".")[:1], encoded(claims(sub="mallory")).decode(), GOOD["plain"].split(".")[2]]
+    ),
+    "a token for a logout": forged({"alg": "HS256", "typ": "logout+jwt"}, claims()),
+    "a proof of possession": forged({"alg": "HS256", "typ": "dpop+jwt"}, claims()),
+    "a type that is no text": forged({"alg": "HS256", "typ": 5}, claims()),
+    "another audience": forged(HEADER, claims(aud="somebody else")),
+    "no audience": forged(HEADER, claims(aud=None)),
+    "an audience that is a number": forged(HEADER, claims(aud=5)),
+    "another issuer": forged(HEADER, claims(iss="https://evil.example")),
+    "no issuer": forged(HEADER, claims(iss=None)),
+    "not yet valid": forged(HEADER, claims(nbf=time.time() + 600)),
+    "not yet issued": forged(HEADER, claims(iat=time.time() + 600)),
+    "no expiry": forged(HEADER, claims(exp=None)),
+    "an expiry that is no number": forged(HEADER, claims(exp="soon")),
+    "an expiry that is a list": forged(HEADER, claims(exp=[2])),
+    "an endless expiry": forged(
+        HEADER, '{"sub": "alice", "aud": "headrace", "iss": "https://id.example", "exp": 1e999}'
+    ),
+    "an expiry of a thousand digits": forged(HEADER, '{"sub": "alice", "exp": ' + "9" * 5000 + "}"),
+    "no user": forged(HEADER, claims(sub=None)),
+    "an empty user": forged(HEADER, claims(sub="")),
+    "a user of 129 characters": forged(HEADER, claims(sub="x" * 129)),
+    "a user that is a number": forged(HEADER, claims(sub=7)),
+    "a user with a line break": forged(HEADER, claims(sub="alice\nERROR forged=line")),
+    "a user with an escape": forged(HEADER, claims(sub="\x1b[2Jalice")),
+    "a user with half a surrogate": forged(HEADER, claims(sub="\ud800")),
+    "an organisation that is a map": forged(HEADER, claims(org={"$ne": ""})),
+    "an organisation with a NUL": forged(HEADER, claims(org="acme\0")),
+    "a scope that is a list": forged(HEADER, claims(scope=["streams:read"])),
+    "claims that are a list": forged(HEADER, "[1]"),
+    "claims that are nested too deep": forged(HEADER, '{"a":' * 20_000),
+    "four parts": GOOD["plain"] + ".x",
+    "an encrypted one": "a.b.c.d.e",
+}
+
+
+def exacting() -> Authenticator:
+    return authenticator(jwt_audience="headrace", jwt_issuer="https://id.example")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_genuine_token_is_taken_and_its_header_chooses_nothing(name: str) -> None:
+    assert exacting().identify(GOOD[name]).user == "alice"
+
+
+@pytest.mark.parametrize("name", EXPIRED)
+def test_a_genuine_token_whose_time_is_over_is_to_be_renewed(name: str) -> None:
+    with pytest.raises(TokenExpired):
+        exacting().identify(EXPIRED[name])
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_any_other_token_is_none(name: str) -> None:
+    with pytest.raises(TokenInvalid):
+        exacting().identify(BAD[name])
+
+
+def test_audience_and_issuer_are_not_looked_at_unless_they_are_set() -> None:
+    for said in (claims(aud="any"), claims(aud=None), claims(iss="any"), claims(iss=None)):
+        assert authenticator().identify(forged(HEADER, said)).user == "alice"

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 from hub.broker.embedded import EmbeddedRedis
 from tests.installation import SECRET, RunningHub, question, running_hub, token
 from tests.protocol.test_vectors import vectors
-from tests.wire import JSON, MSGPACK, Wire
+from tests.wire import JSON, MSGPACK, Closed, Wire
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 BOTH = pytest.mark.parametrize("subprotocol", [JSON, MSGPACK], ids=["json", "msgpack"])
@@ -50,6 +50,7 @@ async def hub_goes_on(hub: RunningHub, logs: pytest.LogCaptureFixture) -> AsyncI
         line = record.getMessage()
         assert record.exc_info is None and "Traceback" not in line, line
         assert record.levelno < logging.ERROR, line
+        assert "forged" not in line and "\x1b" not in line, line
         assert PROMPT not in line and "eyJ" not in line and SECRET not in line, line
 
 
@@ -413,6 +414,69 @@ async def test_a_window_beyond_the_limit_is_clamped(hub: RunningHub, subprotocol
     wire = await hub.join(subprotocol=subprotocol)
     await wire.send(question(f"clamp {subprotocol}", window=2**53 - 1))
     await wire.expect("accepted", window=hub.node.settings.window)
+
+
+# -- payloads made to hurt -----------------------------------------------------------------------------------
+
+HURTFUL_JSON = {
+    "a number of 100,000 digits": '{"type":"ping","id":' + "9" * 100_000 + "}",
+    "an exponent beyond all bounds": '{"type":"ack","stream":"g","offset":1e999}',
+    "NaN": '{"type":"ack","stream":"g","offset":NaN}',
+    "infinity": '{"type":"attach","id":1,"stream":"g","window":-Infinity}',
+    "half a surrogate in an id": '{"type":"list","id":"\\ud800"}',
+    "half a surrogate as a stream": '{"type":"attach","id":1,"stream":"\\udfff"}',
+    "half a surrogate in a request": json.dumps(question("\ud83d", id=1)),
+    "half a surrogate in a prompt": json.dumps(question("r", id=1, content="\ud83d")),
+    "half a surrogate in a device": '{"type":"hello","device":"\\ud800"}',
+    "a NUL as a stream": '{"type":"cancel","id":1,"stream":"\\u0000"}',
+    "a line break and a log line as a stream": '{"type":"attach","id":1,"stream":"x\\r\\nERROR forged=1"}',
+    "an escape sequence as an id": '{"type":"attach","id":"\\u001b[2J","stream":"g_x"}',
+    "a log line as a type": '{"type":"x\\r\\n[error] forged"}',
+    "the same key twice": '{"type":"ping","type":"cancel","id":1,"id":2,"stream":"g_x"}',
+    "ten thousand keys": '{"type":"ping",' + ",".join(f'"k{n}":0' for n in range(10_000)) + "}",
+    "a key of 100,000 characters": '{"type":"ping","' + "k" * 100_000 + '":0}',
+    "a byte order mark": '\ufeff{"type":"ping"}',
+    "two values": '{"type":"ping"}{"type":"ping"}',
+    "no end": '{"type":"ping"',
+    "a comment": '{"type":"ping"/**/}',
+    "tools a thousand levels deep": '{"type":"generate","id":1,"request":"r","messages":[],"tools":'
+    + "[" * 1000 + "]" * 1000 + "}",
+    "metadata ten thousand levels deep": '{"type":"generate","id":1,"request":"r","messages":[],"metadata":'
+    + '{"a":' * 10_000 + "1" + "}" * 10_000 + "}",
+}  # fmt: skip
+HURTFUL_MSGPACK = {
+    "an array of four billion": b"\xdd\xff\xff\xff\xff",
+    "a map of four billion": b"\xdf\xff\xff\xff\xff",
+    "a text of four billion bytes": b"\xdb\xff\xff\xff\xff",
+    "a binary of four billion bytes": b"\x82\xa4type\xa4ping\xa2id\xc6\xff\xff\xff\xff",
+    "an extension of four billion bytes": b"\xc9\xff\xff\xff\xff\x01",
+    "four billion messages": b"\x82\xa4type\xa8generate\xa8messages\xdd\xff\xff\xff\xff",
+    "a byte that means nothing": b"\xc1",
+    "text that is not UTF-8": b"\x82\xa4type\xa4ping\xa2id\xa2\xff\xfe",
+    "a key that is a map": b"\x81\x80\x01",
+    "a key that is not a text": b"\x82\xa4type\xa4ping\x01\x02",
+    "NaN for a window": b"\x84\xa4type\xa6attach\xa2id\x01\xa6stream\xa1g\xa6window\xcb\x7f\xf8" + bytes(6),
+    "a time stamp": b"\x82\xa4type\xa4ping\xa2id\xd6\xff\x00\x00\x00\x00",
+    "2^64 - 1 for an offset": b"\x83\xa4type\xa3ack\xa6stream\xa1g\xa6offset\xcf" + b"\xff" * 8,
+    "two values": b"\x81\xa4type\xa4ping\x81\xa4type\xa4ping",
+    "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*HURTFUL_JSON, *HURTFUL_MSGPACK])
+async def test_a_payload_made_to_hurt_is_one_answer_or_one_close(hub: RunningHub, name: str) -> None:
+    message = HURTFUL_JSON.get(name, HURTFUL_MSGPACK.get(name, b""))
+    wire = await hub.join(subprotocol=JSON if isinstance(message, str) else MSGPACK)
+    await wire.send_raw(message)
+    await wire.send({"type": "ping", "id": "still here"})
+    try:
+        said = await wire.next()
+        while said.get("id") != "still here" and said["type"] in ("error", "pong", "streams"):
+            assert said["type"] != "error" or said["code"] != "internal", said
+            said = await wire.next()
+        assert said == {"type": "pong", "id": "still here"}
+    except Closed as closed:
+        assert closed.code in (4400, 1007)
 
 
 # -- what an operator's port sees all day --------------------------------------------------------------------

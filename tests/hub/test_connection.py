@@ -114,3 +114,27 @@ def test_a_long_silence_saves_up_no_more_than_twice_the_rate() -> None:
     for _ in range(20):
         assert say(connection, {"type": "ping"}, now=1000.0) == [Ping()]
     assert close_of(say(connection, {"type": "ping"}, now=1000.0)) is CloseCode.FLOODING
+
+
+def test_what_the_websocket_layer_pays_for_and_frames_come_out_of_one_purse() -> None:
+    connection = greeted(rate=10)
+    assert all(connection.spend(1, 0.0) for _ in range(10))  # pings, say; and hello took one
+    assert len(say(connection, [{"type": "ping"}] * 9)) == 9
+    assert not connection.spend(1, 0.0)
+    assert connection.spend(1, 1.0)
+
+
+def test_a_message_that_was_not_kept_is_answered_and_paid_for() -> None:
+    connection = greeted(rate=2)
+    for _ in range(3):  # hello was the fourth
+        [error] = connection.receive_too_large(0.0)
+        assert isinstance(error, ErrorFrame) and error.code == "too_large"
+    assert close_of(list(connection.receive_too_large(0.0))) is CloseCode.FLOODING
+    assert list(connection.receive_too_large(0.0)) == []
+
+
+def test_messages_above_the_limit_are_paid_for_too() -> None:
+    connection = greeted(rate=2, size=100)
+    for _ in range(3):
+        assert isinstance(say(connection, "x" * 200)[0], ErrorFrame)
+    assert close_of(say(connection, "x" * 200)) is CloseCode.FLOODING
