@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.protocol.cursor import Cursor, MarkRuns
 from headrace.protocol.window import SendWindow
 
 if TYPE_CHECKING:
@@ -24,18 +25,30 @@ class Attachment(SendWindow):
         "is_live",
         "is_reading",
         "is_stalled",
+        "mark",
         "next_delta_at",
         "pace_s",
+        "start",
         "stream",
         "tail",
         "timer",
     )
 
     def __init__(
-        self, endpoint: Endpoint, tail: Tail, stream: str, start: int, size: int | None, ahead: int, pace_s: float
+        self,
+        endpoint: Endpoint,
+        tail: Tail,
+        stream: str,
+        start: Cursor,
+        size: int | None,
+        ahead: int,
+        pace_s: float,
     ) -> None:
-        super().__init__(size, start, ahead)
+        super().__init__(size, start.offset, ahead)
         self.endpoint = endpoint
+        #: Where it began, and the mark there: this hub's tail may not reach that far yet.
+        self.start = start.offset
+        self.mark = start.mark
         self.tail = tail
         self.stream = stream
         self.pace_s = pace_s
@@ -50,12 +63,26 @@ class Attachment(SendWindow):
         #: Set while a paced delta waits for its time.
         self.timer = False
 
+    @property
+    def is_attached(self) -> bool:
+        """False once it was detached, replaced, or its connection is gone."""
+        return self.endpoint.attachments.get(self.stream) is self
+
     def through(self, top: int) -> int:
         """The last offset that may be sent now, given the stream's top."""
         return top if top <= self.limit else int(self.limit)
 
-    def restart(self, offset: int) -> None:
-        """Begin again after `offset`, as an `attached` answer or push says."""
-        self.sent = self.acked = offset
-        self.limit = float("inf") if self.size is None else offset + self.size
+    def cursor(self, runs: MarkRuns) -> Cursor:
+        """Where this viewer is; `runs` are those of the tail that it was sent from."""
+        return Cursor(self.sent, self.mark if self.sent == self.start else runs.at(self.sent))
+
+    def fits(self, runs: MarkRuns) -> bool:
+        """Whether a tail that reaches this viewer's place has the entry there that it has."""
+        return self.sent != self.start or not self.sent or runs.at(self.sent) == self.mark
+
+    def restart(self, start: Cursor) -> None:
+        """Begin again at `start`, as an `attached` answer or push says."""
+        self.sent = self.acked = self.start = start.offset
+        self.mark = start.mark
+        self.limit = float("inf") if self.size is None else start.offset + self.size
         self.is_live = False

@@ -21,6 +21,7 @@ class Counts:
         self.restarts = 0
         self.repairs = 0
         self.holes = 0
+        self.log_reads = 0
         self.rejected = 0
         self.registry = CollectorRegistry()
         self._first_token = Histogram(
@@ -42,6 +43,7 @@ class Counts:
             ("headrace_restarts", self.restarts, "Attaches with a cursor of another history."),
             ("headrace_repairs", self.repairs, "Streams that the reconcile pass had to repair."),
             ("headrace_holes", self.holes, "Parts that did not fit a tail; the log was read."),
+            ("headrace_log_reads", self.log_reads, "Pages read from logs, for viewers and repairs."),
             ("headrace_rejected", self.rejected, "Requests answered with an error."),
         ):
             yield CounterMetricFamily(name, text, value=value)

@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from headrace.protocol.codes import CloseCode
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from hub.endpoint import Endpoint
 
 
+#: A drain closes what is due this often, in seconds, and so many at once at most.
+SLICE_S = 0.05
+SLICE = 100
+
+
 class Node:
     """`run` must be running while connections are served."""
 
@@ -30,7 +36,7 @@ class Node:
         self.broker = broker
         self.auth = Authenticator(settings)
         self.counts = Counts()
-        self.relay = Relay(broker, self.counts)
+        self.relay = Relay(broker, self.counts, settings.window)
         self.relay.on_degraded = self._tell_degraded
         self.providers = _names(settings.providers) | ({"scripted"} if self.auth.is_open else frozenset())
         self.origins = _names(settings.allowed_origins)
@@ -76,15 +82,24 @@ class Node:
                 del self._devices[name]
 
     async def drain(self) -> None:
-        """Send everybody to another hub, spread over `drain_s`. New connections are refused meanwhile."""
+        """Send everybody to another hub: told first, then closed in slices, spread over `drain_s` by chance.
+
+        From the first moment on the hub is not ready and takes no new connection. Takes no longer than `drain_s`
+        and what closing costs.
+        """
         self.is_draining = True
-        window = self.settings.drain_s
-        waiting = sorted(((random.random() * window, endpoint) for endpoint in self.connections), key=lambda w: w[0])
-        for delay, endpoint in waiting:
+        began, window = self.now(), self.settings.drain_s
+        planned = sorted(((random.random() * window, endpoint) for endpoint in self.connections), key=itemgetter(0))
+        for number, (delay, endpoint) in enumerate(planned, 1):
             endpoint.send(Drain(int(delay * 1000)))
-        began = self.now()
-        for delay, endpoint in waiting:
-            await asyncio.sleep(max(0.0, began + delay - self.now()))
+            if number % SLICE == 0:
+                await asyncio.sleep(0)  # the streams go on meanwhile
+        for number, (delay, endpoint) in enumerate(planned, 1):
+            pause = began + delay - self.now()
+            if pause > 0:
+                await asyncio.sleep(max(pause, SLICE_S))
+            elif number % SLICE == 0:
+                await asyncio.sleep(0)
             endpoint.close(CloseCode.DRAIN, "drain")
 
     def _tell_degraded(self) -> None:

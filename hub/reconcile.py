@@ -75,11 +75,11 @@ class Reconciler:
     async def _withdraw(self, now: float) -> None:
         """Leave streams nobody here watches any more; lower demand where all viewers are out of window."""
         relay = self._relay
-        for key in list(relay.strays):
-            if key in relay.tails:
-                relay.strays.discard(key)
+        for key, mailbox in list(relay.strays):
+            if mailbox == relay.mailbox and key in relay.tails:
+                relay.strays.discard((key, mailbox))
             else:
-                await relay.withdraw(key)
+                await relay.withdraw(key, mailbox)
         for tail in list(relay.tails.values()):
             if not tail.is_open:
                 continue
@@ -87,12 +87,11 @@ class Reconciler:
                 if tail.idle_since is not None and now - tail.idle_since > LINGER_S:
                     await relay.leave(tail)
             elif any(attachment.is_open for attachment in tail.attachments):
-                tail.spent_since = None
-            elif tail.spent_since is None:
-                tail.spent_since = now
-            elif now - tail.spent_since > SPENT_S and tail.demand:
-                tail.demand = 0
-                relay.tell(tail)
+                tail.demand.spent_since = None
+            elif tail.demand.spent_since is None:
+                tail.demand.spent_since = now
+            elif now - tail.demand.spent_since > SPENT_S and tail.demand.withdraw():
+                relay.owners.tell(tail)
 
     async def _compare(self, tails: Sequence[Tail], now: float) -> None:
         relay = self._relay
@@ -111,9 +110,11 @@ class Reconciler:
                 suspects.append((tail, tail.top))
             else:
                 self._check_viewers(tail)
-                if standing.owner and standing.owner != tail.owner and tail.state != "done":
+                if standing.owner and standing.owner != tail.owner:
                     tail.owner = standing.owner
-                    relay.announce(tail)
+                    relay.owners.announce(tail)
+                elif tail.top > relay.broker.settings.run_ahead and tail.state != "done":
+                    relay.owners.tell(tail)  # its owner may wait for a demand that never reached it
         if suspects:
             await asyncio.sleep(SUSPECT_S)
             for tail, top in suspects:

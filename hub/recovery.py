@@ -13,9 +13,6 @@ from enum import Enum
 from headrace.protocol.cursor import Cursor, MarkRuns
 from headrace.protocol.entries import Entry
 
-#: Kinds that open an attempt's run; a run seen from its middle is not trusted.
-_OPENING_KINDS = frozenset({"started", "done"})
-
 
 class Outcome(Enum):
     KNOWN = "known"
@@ -41,8 +38,9 @@ def merge(top: int, runs: MarkRuns, mark: str, first: int, entries: Sequence[Ent
         return Outcome.OTHER_HISTORY
     if last <= top:
         return Outcome.KNOWN
-    if first == top + 1 and mark != runs.last and entries[0][0] not in _OPENING_KINDS:
-        # The beginning of this attempt passed us by, and with it perhaps another end of ours: look at the facts.
+    if first == top + 1 and mark != runs.last and (top > 1 or entries[0][0] != "started"):
+        # Other attempts may have passed us by, or ended ours earlier: look at the facts. Behind `queued` alone
+        # nothing can have: so the start of an answer, the common case, costs no look.
         return Outcome.HOLE
     return Fresh(entries[top + 1 - first :])
 

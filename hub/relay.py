@@ -1,4 +1,4 @@
-"""The live path of a hub: its mailbox into tails, tails out to viewers; and what it tells the owners of streams.
+"""The live path into a hub: from its mailbox to the tails of the streams it watches.
 
 Attaching is a handshake, each rule of which is there because an interleaving loses an entry without it:
 the hub (1) buffers parts of the stream, (2) registers interest and reads top, marks and owner in one script,
@@ -9,37 +9,38 @@ every announcement with the offset it relayed last; a hub that has less reads th
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from headrace.protocol.cursor import Cursor
-from headrace.protocol.entries import CONTENT_KINDS, Entry
-from headrace.protocol.frames import Attached, Live
+from headrace.protocol.entries import Entry
+from headrace.protocol.frames import Attached
 from hub.attachment import Attachment
 from hub.broker.broker import Broker
 from hub.broker.connections import Unreachable
 from hub.broker.keys import StreamKey
 from hub.broker.log import Absent, StreamView
-from hub.broker.mailbox import HubPacket, MailboxReader, Part, Wish, WorkerPacket, new_mailbox, post
-from hub.errors import Rejected
+from hub.broker.mailbox import HubPacket, MailboxReader, Part, Wish, new_mailbox
+from hub.delivery import Delivery
+from hub.errors import Rejected, not_found
 from hub.metrics import Counts
+from hub.owners import Owners
 from hub.recovery import Fresh, Outcome, merge, resume_at, same_history
-from hub.tail import BUFFERED_PARTS, Frame, Held, Tail, cut
+from hub.replay import Replay
+from hub.tail import Held, Opening, Tail
 
 log_ = structlog.get_logger(__name__)
 
-#: Entries read from the log at once.
-PAGE_ENTRIES = 512
-#: Log reads and repairs at once in one hub; the next waits.
-READS_AT_ONCE = 64
+#: An owner whose log lost its end has this long to append it again, in seconds: it keeps its entries.
+APPENDED_AGAIN_S = 2.0
 
 
 class Relay:
     """Owned by the application's lifespan: `run` must be running while viewers attach."""
 
-    def __init__(self, broker: Broker, counts: Counts) -> None:
+    def __init__(self, broker: Broker, counts: Counts, window: int) -> None:
+        """`window` is the largest that a viewer may have."""
         self.broker = broker
         self.counts = counts
         self.tails: dict[StreamKey, Tail] = {}
@@ -48,13 +49,25 @@ class Relay:
         self.ready = asyncio.Event()
         #: Called when Redis goes out of reach.
         self.on_degraded: Callable[[], None] = lambda: None
+        #: Interest (stream, mailbox) that may lie in Redis although nothing here watches it; the reconcile pass
+        #: withdraws it.
+        self.strays: set[tuple[StreamKey, str]] = set()
+        self.owners = Owners(broker)
+        self.delivery = Delivery(
+            counts,
+            self.owners,
+            run_ahead=broker.settings.run_ahead,
+            behind=self._behind,
+            astray=self._put_back,
+            over=self._over,
+        )
+        self.replay = Replay(broker, counts, self.delivery, spawn=self.spawn, short=self._look_for)
+        #: Called for a viewer whose window moved, and for one whose socket takes more.
+        self.acked = self.delivery.acked
+        self.pump = self.delivery.pump
+        self._window = window
         self._held = Held()
-        #: Streams whose interest may lie in Redis although nothing here watches them; the reconcile pass withdraws it.
-        self.strays: set[StreamKey] = set()
-        self._reads = asyncio.Semaphore(READS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wishes: dict[str, dict[StreamKey, Wish]] = defaultdict(dict)
-        self._has_wishes = asyncio.Event()
 
     # -- tasks -------------------------------------------------------------------------------------------
 
@@ -63,7 +76,7 @@ class Relay:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read_mailboxes())
-                tasks.create_task(self._tell_owners())
+                tasks.create_task(self.owners.run())
         finally:
             for task in list(self._tasks):
                 task.cancel()
@@ -91,7 +104,8 @@ class Relay:
             reader = MailboxReader(self.broker.connections, new_mailbox("h"), self.broker.settings.mailbox_ttl_s)
             try:
                 await reader.open()
-                self.mailbox, self.is_degraded, pause = reader.name, False, 0.1
+                self.mailbox = self.owners.sender = reader.name
+                self.is_degraded, pause = False, 0.1
                 self.ready.set()
                 self._announce_everything()
                 await self._read_one(reader)
@@ -128,45 +142,10 @@ class Relay:
 
     def _announce_everything(self) -> None:
         for tail in self.tails.values():
-            if tail.state != "done":
-                if tail.is_open:
-                    self.spawn(self.repair(tail))
-                else:
-                    tail.missed = True  # its interest is being written under the name that is gone
-
-    async def _tell_owners(self) -> None:
-        """Send what has gathered for each owner, one packet each, and go on when there is more."""
-        while True:
-            await self._has_wishes.wait()
-            self._has_wishes.clear()
-            gathered, self._wishes = self._wishes, defaultdict(dict)
-            for owner, wishes in gathered.items():
-                packet = WorkerPacket(self.mailbox, list(wishes.values()))
-                try:
-                    await post(self.broker.connections.control, owner, packet, self.broker.settings.mailbox_packets)
-                except Unreachable as error:
-                    # Demand and announcements are repeated by the reconcile pass, a cancel is in the stream's meta.
-                    log_.warning("an owner was not told", error=type(error).__name__)
-
-    def tell(self, tail: Tail, wish: Wish | None = None) -> None:
-        """Tell the owner of a stream, now or with the next packet, its demand and whatever else `wish` says."""
-        if not tail.owner:
-            return
-        said = self._wishes[tail.owner].get(tail.key)
-        wish = wish or Wish(tail.key, 0)
-        wish.demand = tail.demand
-        if said is not None:
-            wish.announce |= said.announce
-            wish.cancel |= said.cancel
-            wish.on_abandon = wish.on_abandon or said.on_abandon
-        self._wishes[tail.owner][tail.key] = wish
-        tail.demand_told = tail.demand
-        self._has_wishes.set()
-
-    async def say(self, owner: str, wish: Wish) -> None:
-        """Tell an owner one thing at once, whether or not its stream is watched here. Raises `Unreachable`."""
-        packet = WorkerPacket(self.mailbox, [wish])
-        await post(self.broker.connections.control, owner, packet, self.broker.settings.mailbox_packets)
+            if tail.opening is not None:
+                tail.opening.missed = True  # its interest is being written under the name that is gone
+            elif tail.state != "done":
+                self.spawn(self.repair(tail))
 
     # -- parts in ----------------------------------------------------------------------------------------
 
@@ -176,11 +155,8 @@ class Relay:
             tail = self.tails.get(part.key)
             if tail is None:
                 continue
-            if not tail.is_open:
-                if len(tail.buffer) < BUFFERED_PARTS:
-                    tail.buffer.append((packet.sender, part))
-                else:
-                    tail.missed = True
+            if tail.opening is not None:
+                tail.opening.keep(packet.sender, part)
                 continue
             tail.last_news = now
             try:
@@ -204,7 +180,7 @@ class Relay:
             tail.disowned = 0
             if sender and sender != tail.owner:
                 self._meet(tail, sender)
-            self._deliver(tail, tail.append(part.mark, entries), entries)
+            self.delivery.deliver(tail, tail.append(part.mark, entries), entries)
         elif outcome is not Outcome.KNOWN:
             self.counts.holes += 1
             self.spawn(self.repair(tail))
@@ -213,13 +189,13 @@ class Relay:
         """Another worker owns the stream now: it must hear what the last one was told."""
         tail.owner = sender
         tail.stalled = False
-        self.tell(tail, Wish(tail.key, 0, cancel=tail.cancelled))
+        self.owners.tell(tail, Wish(tail.key, 0, cancel=tail.cancelled))
 
     async def _find_owner(self, tail: Tail) -> None:
         """The announced owner disowned the stream. A moment, so that a takeover under way is not asked in a loop."""
         await asyncio.sleep(min(5.0, 0.2 * 2**tail.disowned))
         tail.disowned = min(tail.disowned + 1, 5)
-        if self.tails.get(tail.key) is tail and tail.is_open and not tail.owner:
+        if self._is_watched(tail) and not tail.owner:
             await self.repair(tail)
 
     # -- opening and repairing ---------------------------------------------------------------------------
@@ -229,7 +205,8 @@ class Relay:
     ) -> tuple[Tail, StreamView]:
         """The open tail of a stream this user may see, and the stream's facts as of now.
 
-        Raises Rejected not_found, `Unreachable`. The caller attaches a viewer at once, without awaiting between.
+        `start` and `ahead` are the viewer's cursor, as it says, and its window. Raises Rejected not_found or gone,
+        `Unreachable`. The caller attaches a viewer at once; who awaits between asks `is_current` again.
         """
         await self.ready.wait()
         while True:
@@ -237,58 +214,68 @@ class Relay:
             opens = tail is None
             if tail is None:
                 tail = self.tails[key] = Tail(key, self._held, asyncio.get_running_loop().time())
-                tail.opened = asyncio.get_running_loop().create_future()
+                tail.opening = self._new_opening()
             mailbox = self.mailbox
             try:
                 view = await self.broker.log.attach(
-                    key, user=user, may_read=may_read, mailbox=mailbox, demand=max(start + ahead, tail.demand)
+                    key,
+                    user=user,
+                    may_read=may_read,
+                    mailbox=mailbox,
+                    demand=max(start + ahead, tail.demand.limit),
+                    ahead=self._window,  # a cursor above the top is no demand
                 )
             except BaseException as error:
                 if opens:
                     self._give_up(tail)
-                if not isinstance(error, Absent):
-                    self.strays.add(key)  # the script may have run
                 if isinstance(error, Absent):
-                    raise Rejected("not_found", "no such stream") from None
+                    raise not_found() from None
+                self.strays.add((key, mailbox))  # the script may have run
                 raise
+            if _is_hollow(view):
+                if opens:
+                    self._give_up(tail)
+                raise _gone()
             if opens:
-                tail.demand = min(start, view.top) + ahead  # a cursor above the top is no demand
+                tail.demand.limit = min(start, view.top) + ahead
                 tail.begin(view.state, view.top, view.runs, view.owner)
                 self._set_open(tail)
-                self.announce(tail)
+                self.owners.announce(tail)
                 if mailbox != self.mailbox:
                     self.spawn(self.repair(tail))  # interest was written under a name that is gone
-            elif tail.opened is not None:
-                await asyncio.wait([tail.opened])
+            elif tail.opening is not None:
+                await asyncio.wait([tail.opening.ended])
             if self.tails.get(key) is tail:
-                is_behind = same_history(tail.top, tail.runs, view.top, view.runs)
-                is_ahead = same_history(view.top, view.runs, tail.top, tail.runs)
-                ends_unseen = view.state == "done" and tail.state != "done"
-                if (is_behind and not ends_unseen) or (is_ahead and view.top < tail.top):
+                if self.is_current(tail, view):
                     return tail, view
                 await self.repair(tail)  # another history, or its `done` is on its way or was lost
 
+    def is_current(self, tail: Tail, view: StreamView) -> bool:
+        """Whether a tail is watched, and one history with a view of its stream."""
+        if self.tails.get(tail.key) is not tail:
+            return False
+        if view.state == "done" and tail.state != "done":
+            return False
+        is_behind = same_history(tail.top, tail.runs, view.top, view.runs)
+        return is_behind or (view.top < tail.top and same_history(view.top, view.runs, tail.top, tail.runs))
+
+    def _new_opening(self) -> Opening:
+        return Opening(asyncio.get_running_loop().create_future())
+
     def _give_up(self, tail: Tail) -> None:
         self.tails.pop(tail.key, None)
-        if tail.opened is not None and not tail.opened.done():
-            tail.opened.set_result(None)
+        if tail.opening is not None:
+            tail.opening.ended.set_result(None)
+            tail.opening = None
 
     def _set_open(self, tail: Tail) -> None:
-        tail.is_open = True
-        if tail.opened is not None:
-            tail.opened.set_result(None)
-            tail.opened = None
-        parts, tail.buffer = tail.buffer, []
-        for sender, part in parts:
+        opening, tail.opening = tail.opening, None
+        assert opening is not None, "opened once"
+        opening.ended.set_result(None)
+        for sender, part in opening.parts:
             self._take(tail, sender, part)
-        if tail.missed:
-            tail.missed = False
+        if opening.missed:
             self.spawn(self.repair(tail))
-
-    def announce(self, tail: Tail) -> None:
-        """Tell the owner that this hub watches; it answers with the offset it relayed last."""
-        if tail.state != "done" and tail.owner:
-            self.tell(tail, Wish(tail.key, 0, announce=True, cancel=tail.cancelled))
 
     async def repair(self, tail: Tail) -> None:
         """Bring a tail in line with its log: read what is missing, or begin again if it is another history.
@@ -296,63 +283,96 @@ class Relay:
         Parts that arrive meanwhile are kept back and merged afterwards. Raises `Unreachable`; then the reconcile
         pass tries again.
         """
-        if not tail.is_open or self.tails.get(tail.key) is not tail:
-            tail.missed = True
+        if tail.opening is not None:
+            tail.opening.missed = True
             return
-        tail.is_open = False
-        tail.opened = asyncio.get_running_loop().create_future()
-        missing: list[Entry] = []
+        if self.tails.get(tail.key) is not tail:
+            return
+        tail.opening = self._new_opening()
         try:
-            async with self._reads:
-                view = await self.broker.log.attach(
-                    tail.key, user="", may_read=True, mailbox=self.mailbox, demand=tail.demand
-                )
-                same = same_history(tail.top, tail.runs, view.top, view.runs)
-                if same and view.top - tail.top <= 4 * PAGE_ENTRIES:
-                    missing = await self._read_log(tail.key, tail.top + 1, view.top)
-                    same = len(missing) == view.top - tail.top
+            view = await self._look(tail)
+            is_up = await self._bring_up(tail, view)
+            if not is_up and same_history(tail.top, tail.runs, view.top, view.runs):
+                view = await self._look(tail)  # the log lost its end while it was read
+            if _is_hollow(view):
+                raise Absent
+            if not is_up and not tail.is_short and _lost_its_end(tail, view):
+                tail.is_short = True
+                self.spawn(self._look_again(tail))
+            elif is_up:
+                tail.is_short = False
+                tail.runs, tail.owner = view.runs, view.owner or tail.owner
+                for attachment in [a for a in tail.attachments if a.sent > tail.top]:
+                    self._put_back(attachment)  # its place was lost
+            else:
+                self._begin_again(tail, view)
+            if tail.state != "done":
+                tail.state = view.state
         except Absent:
             self._vanish(tail)
             return
-        except BaseException:
-            self._set_open(tail)
-            raise
-        if self.tails.get(tail.key) is not tail:
-            self._set_open(tail)
-            return
-        first = tail.top + 1
-        try:
-            if same and len(missing) == view.top - tail.top:
-                tail.runs, tail.owner = view.runs, view.owner or tail.owner
-                if missing:
-                    tail.append(view.runs.last, missing)
-                self._deliver(tail, first, missing)
-            else:
-                self._begin_again(tail, view)
-            tail.state = view.state if tail.state != "done" else "done"
         finally:
-            self._set_open(tail)
-        self.announce(tail)
+            if tail.opening is not None:
+                self._set_open(tail)
+        self.owners.announce(tail)
+
+    async def _look_again(self, tail: Tail) -> None:
+        await asyncio.sleep(APPENDED_AGAIN_S)
+        if self._is_watched(tail):
+            await self.repair(tail)
+
+    async def _look(self, tail: Tail) -> StreamView:
+        return await self.broker.log.attach(
+            tail.key, user="", may_read=True, mailbox=self.mailbox, demand=tail.demand.limit
+        )
+
+    async def _bring_up(self, tail: Tail, view: StreamView) -> bool:
+        """Read a tail up to what `view` saw, page by page, each delivered before the next. False if it cannot be:
+        another history, or the log lost its end since.
+        """
+        if not same_history(tail.top, tail.runs, view.top, view.runs):
+            return False
+        while tail.top < view.top:
+            page = await self.replay.page(tail.key, tail.top + 1, view.top)
+            if not page:
+                return False
+            tail.runs = view.runs
+            self.delivery.deliver(tail, tail.append(view.runs.last, page), page)
+        return True
 
     def _begin_again(self, tail: Tail, view: StreamView) -> None:
         """Do for each viewer what `attach` with its last sent cursor would do, and tell it (protocol §4)."""
         log_.warning("another history", stream=tail.stream, held=tail.top, top=view.top)
-        old_runs = tail.runs
+        cursors = [(attachment, attachment.cursor(tail.runs)) for attachment in tail.attachments]
         tail.begin(view.state, view.top, view.runs, view.owner)
-        for attachment in list(tail.attachments):
-            resumed, offset = resume_at(Cursor(attachment.sent, old_runs.at(attachment.sent)), view.top, view.runs)
-            attachment.restart(offset)
-            answer = Attached(
-                tail.stream,
-                resumed,
-                offset,
-                view.runs.at(offset),
-                view.top,
-                view.state,
-                attachment.size,
-            )
-            attachment.endpoint.send(answer)
-            self.pump(attachment)
+        tail.is_short = False
+        for attachment, cursor in cursors:
+            self._put(attachment, cursor)
+
+    def _put_back(self, attachment: Attachment) -> None:
+        """One viewer had more than its hub, and what it had is not in the log any more."""
+        self._put(attachment, attachment.cursor(attachment.tail.runs))
+
+    def _put(self, attachment: Attachment, cursor: Cursor) -> None:
+        tail = attachment.tail
+        resumed, offset = resume_at(cursor, tail.top, tail.runs)
+        start = Cursor(offset, tail.runs.at(offset))
+        attachment.restart(start)
+        attachment.endpoint.send(
+            Attached(tail.stream, resumed, offset, start.mark, tail.top, tail.state, attachment.size)
+        )
+        self.pump(attachment)
+
+    async def _look_for(self, tail: Tail, offset: int) -> None:
+        """The log lacks an entry that it should have: another history, or it was trimmed or deleted."""
+        await self.repair(tail)
+        if offset > tail.top or not self._is_watched(tail) or await self.replay.page(tail.key, offset, offset):
+            return
+        if self._is_watched(tail):
+            self._vanish(tail)
+
+    def _is_watched(self, tail: Tail) -> bool:
+        return self.tails.get(tail.key) is tail and tail.is_open
 
     def _vanish(self, tail: Tail) -> None:
         """The stream is gone from Redis: say so and let go."""
@@ -360,19 +380,8 @@ class Relay:
         tail.release()
         for attachment in list(tail.attachments):
             attachment.endpoint.attachments.pop(tail.stream, None)
-            attachment.endpoint.send(Rejected("gone", "this stream vanished").frame(stream=tail.stream))
+            attachment.endpoint.send(_gone().frame(stream=tail.stream))
         tail.attachments.clear()
-
-    async def _read_log(self, key: StreamKey, first: int, last: int) -> list[Entry]:
-        entries: list[Entry] = []
-        while first + len(entries) <= last:
-            page = await self.broker.log.read(
-                key, first + len(entries), min(PAGE_ENTRIES, last + 1 - first - len(entries))
-            )
-            if not page:
-                break
-            entries += page
-        return entries
 
     # -- viewers -----------------------------------------------------------------------------------------
 
@@ -381,11 +390,10 @@ class Relay:
         tail = attachment.tail
         tail.attachments.append(attachment)
         tail.idle_since = None
-        tail.spent_since = None
-        if attachment.size is None:
-            tail.unacked_viewers = True
+        tail.demand.spent_since = None
+        tail.has_unacked |= attachment.size is None
         self.pump(attachment)
-        self.raise_demand(tail, attachment.demand)
+        self.delivery.raise_demand(tail, attachment.demand)
 
     def remove(self, attachment: Attachment) -> None:
         """A viewer leaves. Interest stays a little: phones come back."""
@@ -393,186 +401,58 @@ class Relay:
         if attachment not in tail.attachments:
             return
         tail.attachments.remove(attachment)
-        tail.unacked_viewers = any(other.size is None for other in tail.attachments)
+        tail.has_unacked = any(other.size is None for other in tail.attachments)
         if not tail.attachments:
             tail.idle_since = asyncio.get_running_loop().time()
             if tail.state == "done":
                 self._forget(tail)
-            elif tail.demand:
-                tail.demand = 0
-                self.tell(tail)
+            elif tail.demand.withdraw():
+                self.owners.tell(tail)
+
+    def _behind(self, attachment: Attachment) -> None:
+        self.replay.begin(attachment)
+
+    def _over(self, attachment: Attachment) -> None:
+        """`done` was written: the attachment is over by itself (protocol §4)."""
+        attachment.endpoint.attachments.pop(attachment.stream, None)
+        self.remove(attachment)
 
     def _forget(self, tail: Tail) -> None:
-        if self.tails.get(tail.key) is tail and tail.is_open:
+        if self._is_watched(tail):
             del self.tails[tail.key]
             tail.release()
 
     async def leave(self, tail: Tail) -> None:
         """Withdraw interest in a stream that nobody here watches any more."""
-        self.tell(tail, Wish(tail.key, 0, leave=True))
+        self.owners.tell(tail, Wish(tail.key, 0, leave=True))
         self._forget(tail)
-        await self.withdraw(tail.key)
+        await self.withdraw(tail.key, self.mailbox)
 
-    async def withdraw(self, key: StreamKey) -> None:
+    async def withdraw(self, key: StreamKey, mailbox: str) -> None:
         """Take interest out of Redis, also if the first try is lost. Raises `Unreachable`."""
-        self.strays.add(key)
-        await self.broker.log.leave(key, self.mailbox)
-        self.strays.discard(key)
+        self.strays.add((key, mailbox))
+        await self.broker.log.leave(key, mailbox)
+        self.strays.discard((key, mailbox))
         back = self.tails.get(key)
-        if back is not None:
+        if back is not None and mailbox == self.mailbox:
             self.spawn(self.repair(back))  # it may have registered before this withdrawal
 
-    def raise_demand(self, tail: Tail, demand: int) -> None:
-        if demand > tail.demand:
-            tail.demand = demand
-            step = max(1, self.broker.settings.run_ahead // 2)  # told before the worker runs into its bound
-            if demand - tail.demand_told >= step or not tail.demand_told:
-                self.tell(tail)
 
-    def acked(self, attachment: Attachment) -> None:
-        """A viewer's window moved."""
-        tail = attachment.tail
-        attachment.is_stalled = False
-        tail.unacked_viewers |= attachment.size is None
-        demand = attachment.demand
-        if demand > tail.demand:
-            self.raise_demand(tail, demand)
-        if attachment.sent < tail.top:
-            self.pump(attachment)
+def _is_hollow(view: StreamView) -> bool:
+    """A finished stream whose log was lost: nobody will write it again."""
+    return view.state == "done" and view.top == 0
 
-    def _deliver(self, tail: Tail, first: int, entries: Sequence[Entry]) -> None:
-        """Offer new entries to every viewer. The hottest loop of a hub: frames are cut and encoded once."""
-        if not entries or not tail.attachments:
-            return
-        frames = list(cut(tail.stream, tail.runs, first, entries))
-        if tail.accepted_at is not None and any(kind in CONTENT_KINDS for kind, _ in entries):
-            self.counts.first_token(asyncio.get_running_loop().time() - tail.accepted_at)
-            tail.accepted_at = None
-        for frame in frames:
-            self._offer(tail, frame)
-        if tail.unacked_viewers:
-            self.raise_demand(tail, max(a.demand for a in tail.attachments))
-        if tail.state == "done":
-            for attachment in [a for a in tail.attachments if a.sent >= tail.top]:
-                self._finish(attachment)
 
-    def _offer(self, tail: Tail, frame: Frame) -> None:
-        before, last = frame.first - 1, frame.last
-        wires = frame.wires
-        delivered = 0
-        attachments = tail.attachments
-        for attachment in attachments if len(attachments) == 1 else tuple(attachments):
-            endpoint = attachment.endpoint
-            if (
-                attachment.sent == before
-                and last <= attachment.limit
-                and attachment.is_live
-                and not attachment.pace_s
-                and endpoint.is_writable
-            ):
-                codec = endpoint.codec
-                attachment.sent = last
-                endpoint.write(wires.get(codec) or frame.wire(codec))
-                delivered += 1
-            elif not attachment.is_reading:
-                self.pump(attachment)
-        self.counts.deliveries += delivered
+def _lost_its_end(tail: Tail, view: StreamView) -> bool:
+    """Whether Redis forgot the newest entries of a run whose owner lives and has them still."""
+    return (
+        view.top < tail.top
+        and view.state == "running"
+        and bool(view.owner)
+        and view.runs.last == tail.runs.last
+        and same_history(view.top, view.runs, tail.top, tail.runs)
+    )
 
-    def pump(self, attachment: Attachment) -> None:
-        """Write what this viewer can take now, from what is held; what is not is read from the log first."""
-        tail, endpoint = attachment.tail, attachment.endpoint
-        if attachment.is_reading:
-            return
-        while attachment.sent < tail.top:
-            last = attachment.through(tail.top)
-            if last <= attachment.sent:
-                if not attachment.is_stalled:
-                    attachment.is_stalled = True
-                    self.counts.window_stalls += 1
-                return
-            if not endpoint.is_writable:
-                return  # `resume_writing` pumps again
-            if not tail.holds(attachment.sent + 1):
-                attachment.is_reading = True
-                self.spawn(self._fetch(attachment))
-                return
-            last = min(last, attachment.sent + PAGE_ENTRIES)
-            if not self._write_held(attachment, attachment.sent + 1, last):
-                return
-        if not attachment.is_live and attachment.sent >= tail.top:
-            if tail.state == "done":
-                self._finish(attachment)
-                return
-            attachment.is_live = True
-            endpoint.send(Live(tail.stream))
 
-    def _write_held(self, attachment: Attachment, first: int, last: int) -> bool:
-        return self._write(attachment, first, attachment.tail.slice(first, last))
-
-    def _write(self, attachment: Attachment, first: int, entries: Sequence[Entry]) -> bool:
-        """Cut and write `entries`; False if the viewer cannot take more for now."""
-        tail, endpoint = attachment.tail, attachment.endpoint
-        frames: Iterable[Frame] = cut(tail.stream, tail.runs, first, entries)
-        if attachment.pace_s:
-            frames = self._paced(attachment, list(frames))
-        for frame in frames:
-            if not endpoint.is_writable:
-                return False
-            endpoint.write(frame.wire(endpoint.codec))
-            attachment.sent = frame.last
-            self.counts.deliveries += 1
-        if attachment.size is None:  # what was written counts as acked: no ack will raise the demand
-            self.raise_demand(tail, attachment.demand)
-        if tail.state == "done" and attachment.sent >= tail.top:
-            self._finish(attachment)
-            return False
-        return attachment.sent == first + len(entries) - 1
-
-    def _paced(self, attachment: Attachment, frames: list[Frame]) -> list[Frame]:
-        """What a paced viewer gets of these now: all up to the last entry, and one delta if its time has come.
-
-        A timer brings the rest.
-        """
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        due = max((index + 1 for index, frame in enumerate(frames) if not frame.is_delta), default=0)
-        if due < len(frames) and now >= attachment.next_delta_at:
-            due += 1
-        if any(frame.is_delta for frame in frames[:due]):
-            attachment.next_delta_at = now + attachment.pace_s
-        if due < len(frames) and not attachment.timer:
-            attachment.timer = True
-            loop.call_later(max(0.0, attachment.next_delta_at - now), self._pace_over, attachment)
-        return frames[:due]
-
-    def _pace_over(self, attachment: Attachment) -> None:
-        attachment.timer = False
-        if attachment.endpoint.attachments.get(attachment.stream) is attachment:
-            self.pump(attachment)
-
-    async def _fetch(self, attachment: Attachment) -> None:
-        """Read one page of the log for a viewer that is behind what is held, and go on."""
-        tail = attachment.tail
-        first = attachment.sent + 1
-        try:
-            async with self._reads:
-                runs = tail.runs
-                last = min(attachment.through(tail.top), first + PAGE_ENTRIES - 1)
-                page = await self._read_log(tail.key, first, last)
-        finally:
-            attachment.is_reading = False
-        if attachment.endpoint.attachments.get(attachment.stream) is not attachment:
-            return
-        if not page and tail.is_open and self.tails.get(tail.key) is tail:
-            await self.repair(tail)
-            return
-        if tail.runs is runs and attachment.sent == first - 1:
-            tail.prepend(first, page)
-            if not tail.holds(first) and not self._write(attachment, first, page):
-                return
-        self.pump(attachment)
-
-    def _finish(self, attachment: Attachment) -> None:
-        """`done` was written: the attachment is over by itself (protocol §4)."""
-        attachment.endpoint.attachments.pop(attachment.stream, None)
-        self.remove(attachment)
+def _gone() -> Rejected:
+    return Rejected("gone", "this stream vanished")

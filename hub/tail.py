@@ -17,6 +17,7 @@ from headrace.protocol.frames import DELTA_BYTES, Delta, EntryFrame, StreamState
 from hub.attachment import Attachment
 from hub.broker.keys import StreamKey, stream_of
 from hub.broker.mailbox import Part
+from hub.demand import Demand
 
 log_ = structlog.get_logger(__name__)
 
@@ -26,6 +27,8 @@ _CONTROL = bytes(range(32))
 TAIL_BYTES = 256 * 1024
 #: Entries held of all streams of a hub.
 HELD_BYTES = 256 * 1024 * 1024
+#: What an entry takes beside its data: a tuple, the head of its bytes, a place in the list.
+ENTRY_BYTES = 104
 #: The schema's own strings: a default is left out of a frame only if it is the same object.
 _KIND: dict[str, Any] = {kind: kind for kind in DELTA_KINDS}
 
@@ -145,16 +148,32 @@ def _written(data: bytes) -> int:
     return len(data) + 5 * (len(data) - len(data.translate(None, _CONTROL)))
 
 
-class Tail:
-    """The newest entries of one watched stream: offsets `base` + 1 … `top`, without a hole.
+class Opening:
+    """While a stream is being opened, or repaired from its log: parts that arrive are kept back and merged then."""
 
-    While `is_open` is unset (being opened, or repaired from the log) parts are kept in `buffer`.
-    """
+    __slots__ = ("ended", "missed", "parts")
+
+    def __init__(self, ended: asyncio.Future[None]) -> None:
+        #: Resolves when the tail is open, or given up.
+        self.ended = ended
+        self.parts: list[tuple[str, Part]] = []
+        #: A part did not fit, or a hole was found meanwhile: read the log once more.
+        self.missed = False
+
+    def keep(self, sender: str, part: Part) -> None:
+        if len(self.parts) < BUFFERED_PARTS:
+            self.parts.append((sender, part))
+        else:
+            self.missed = True
+
+
+class Tail:
+    """The newest entries of one watched stream: offsets `base` + 1 … `top`, without a hole."""
 
     __slots__ = (
-        "_held", "_size", "accepted_at", "attachments", "base", "buffer", "cancelled", "demand", "demand_told",
-        "disowned", "entries", "idle_since", "is_open", "key", "last_news", "missed", "opened", "owner", "runs",
-        "spent_since", "stalled", "state", "stream", "suspect", "top", "unacked_viewers",
+        "_held", "_size", "accepted_at", "attachments", "base", "cancelled", "demand", "disowned", "entries",
+        "has_unacked", "idle_since", "is_long", "is_short", "key", "last_news", "opening", "owner", "reads", "runs",
+        "stalled", "state", "stream", "suspect", "top",
     )  # fmt: skip
 
     def __init__(self, key: StreamKey, held: Held, now: float) -> None:
@@ -167,35 +186,40 @@ class Tail:
         self.runs = MarkRuns()
         self.owner = ""
         self.attachments: list[Attachment] = []
-        self.is_open = False
-        #: Resolves when the stream was opened; None once it is open.
-        self.opened: asyncio.Future[None] | None = None
-        self.buffer: list[tuple[str, Part]] = []
-        #: A part did not fit the buffer, or a hole was found meanwhile: read the log once more.
-        self.missed = False
-        #: Greatest limit that any viewer reached, and what the owner was told of it.
-        self.demand = 0
-        self.demand_told = 0
-        self.unacked_viewers = False
-        #: When the last viewer left / when all viewers were seen out of window.
+        #: Set while it is being opened or repaired; None once it is open.
+        self.opening: Opening | None = None
+        self.demand = Demand()
+        #: A viewer without acks is among the attachments.
+        self.has_unacked = False
+        #: When the last viewer left.
         self.idle_since: float | None = now
-        self.spent_since: float | None = None
         self.last_news = now
         self.cancelled = False
         self.stalled = False
+        #: At the last look the log had lost the end that is held here; its owner may be appending that again.
+        self.is_short = False
         #: Times in a row that the announced owner said the stream is not its own.
         self.disowned = 0
         #: A top seen in Redis that has not arrived here yet.
         self.suspect = 0
         #: When this hub accepted the request; None once the first content was delivered, or if another hub did.
         self.accepted_at: float | None = None
+        #: More than is held at once: viewers that are behind read pages of their own from the log.
+        self.is_long = False
+        #: Reads of the log under way, by their first offset (0: all that is not held), and who waits for each.
+        self.reads: dict[int, list[Attachment]] = {}
         self._held = held
         self._size = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.opening is None
 
     def begin(self, state: StreamState, top: int, runs: MarkRuns, owner: str) -> None:
         """Take a stream's facts as they are in Redis. What was held before is another history, or nothing."""
         self._let_go(len(self.entries))
         self.state, self.top, self.base, self.runs, self.owner = state, top, top, runs, owner
+        self.is_long = False
 
     def append(self, mark: str, entries: Sequence[Entry]) -> int:
         """Add entries that follow on the top; returns the offset of the first."""
@@ -214,14 +238,17 @@ class Tail:
 
     def prepend(self, first: int, entries: Sequence[Entry]) -> None:
         """Keep entries read from the log, if they reach the ones held and there is room."""
-        size = sum(len(data) for _, data in entries)
-        fits = self._size + size <= TAIL_BYTES and self._held.bytes + size <= HELD_BYTES
-        reach = first + len(entries) - 1
-        if fits and first <= self.base <= reach:
-            kept = entries[: self.base + 1 - first]
+        if not first <= self.base < first + len(entries):
+            return
+        kept = entries[: self.base + 1 - first]
+        size = _weight(kept)
+        if self._size + size <= TAIL_BYTES and self._held.bytes + size <= HELD_BYTES:
             self.entries[:0] = kept
             self.base = first - 1
-            self._hold(kept)
+            self._size += size
+            self._held.bytes += size
+        else:
+            self.is_long = True
 
     def holds(self, offset: int) -> bool:
         return offset > self.base
@@ -236,15 +263,23 @@ class Tail:
         self.base = self.top
 
     def _hold(self, entries: Sequence[Entry]) -> None:
+        size = 0
         for _, data in entries:
-            self._size += len(data)
-            self._held.bytes += len(data)
+            size += ENTRY_BYTES + len(data)
+        self._size += size
+        self._held.bytes += size
         if self._size > TAIL_BYTES or self._held.bytes > HELD_BYTES:
+            self.is_long = True
             self._let_go(max(1, len(self.entries) // 2))
 
     def _let_go(self, count: int) -> None:
-        for _, data in self.entries[:count]:
-            self._size -= len(data)
-            self._held.bytes -= len(data)
+        size = _weight(self.entries[:count])
+        self._size -= size
+        self._held.bytes -= size
         del self.entries[:count]
         self.base += count
+
+
+def _weight(entries: Sequence[Entry]) -> int:
+    """Bytes of memory that entries take."""
+    return sum(ENTRY_BYTES + len(data) for _, data in entries)

@@ -6,9 +6,11 @@ verb raises as `Rejected` is answered with an `error`.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.protocol import frames
@@ -40,16 +42,41 @@ _UNSUPPORTED = (
 _CANCELLED = encode_data(Done("cancelled", "cancelled", 0, TextDigest().hexdigest()))
 
 
+Answer = Callable[[StreamView, int, bool, "int | None"], frames.Accepted | frames.Attached]
+"""Makes the answer of an attach: from the stream's facts, the offset to follow from, resumed or not, the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What a viewer asks for when it attaches, with `attach` or `generate`."""
+
+    key: StreamKey
+    after: Any
+    window: Any
+    pace_ms: int
+    answer: Answer
+    token: object
+    """What `Verbs` knows this attach by."""
+    accepted_at: float | None = None
+    """When a generation was accepted just now."""
+
+    @property
+    def stream(self) -> str:
+        return keys.stream_of(self.key)
+
+
 class Verbs:
     """The verbs of one connection."""
 
-    __slots__ = ("_endpoint", "_latest", "_node")
+    __slots__ = ("_endpoint", "_latest", "_node", "_turns")
 
     def __init__(self, endpoint: Endpoint, node: Node) -> None:
         self._endpoint = endpoint
         self._node = node
         #: The newest attach of each stream that is under way: it supersedes those before it.
         self._latest: dict[str, object] = {}
+        #: The newest `generate` of each stream that is about to attach: the next one waits for it.
+        self._turns: dict[str, asyncio.Future[None]] = {}
 
     # -- generate ----------------------------------------------------------------------------------------
 
@@ -79,21 +106,27 @@ class Verbs:
             raise Rejected("request_conflict", "this request key belongs to another request") from None
         except RequestGone:
             raise Rejected("gone", "this request was answered and its stream has expired; use a new key") from None
-        accepted_at = self._node.now()
         stream = keys.stream_of(key)
+
+        def answer(view: StreamView, offset: int, resumed: bool, size: int | None) -> frames.Accepted:
+            return frames.Accepted(frame.id, stream, 0, view.runs.at(0), view.top, view.state, size)
+
         if not frame.attach:
             view = await self._look(key, identity)
-            self._endpoint.send(self._accepted(frame.id, stream, view, self._endpoint.clamp(frame.window)))
+            self._endpoint.send(answer(view, 0, True, self._endpoint.clamp(frame.window)))
             return
-        await self._follow(
-            key,
-            None,
-            frame.window,
-            frame.pace_ms,
-            lambda view, offset, resumed, size: self._accepted(frame.id, stream, view, size),
-            accepted_at=accepted_at,
-            watched=watched,
-        )
+        before, turn = self._turns.get(stream), asyncio.get_running_loop().create_future()
+        self._turns[stream] = turn
+        try:
+            if before is not None:
+                await asyncio.wait([before])  # the same request again: each is answered, in turn
+            token = self._latest[stream] = object()
+            following = Following(key, None, frame.window, frame.pace_ms, answer, token, self._node.now())
+            await self._follow(following, watched)
+        finally:
+            turn.set_result(None)
+            if self._turns.get(stream) is turn:
+                del self._turns[stream]
 
     def _check_request(self, frame: frames.Generate, body: Body) -> None:
         for name in _UNSUPPORTED:
@@ -111,10 +144,6 @@ class Verbs:
                 "the model must be fast, standard, premium, simple, medium, complex, or provider/model with one of: "
                 + ", ".join(sorted(self._node.providers)),
             )
-
-    @staticmethod
-    def _accepted(id_: frames.Id, stream: str, view: StreamView, size: int | None) -> frames.Accepted:
-        return frames.Accepted(id_, stream, 0, view.runs.at(0), view.top, view.state, size)
 
     # -- attach ------------------------------------------------------------------------------------------
 
@@ -140,7 +169,7 @@ class Verbs:
                 self._node.counts.restarts += not resumed
             return frames.Attached(frame.stream, resumed, offset, mark, view.top, view.state, size, frame.id)
 
-        await self._follow(key, after, frame.window, frame.pace_ms, answer, token=token)
+        await self._follow(Following(key, after, frame.window, frame.pace_ms, answer, token))
 
     async def _watch(self, key: StreamKey, after: Any, window: Any) -> tuple[Tail, StreamView]:
         size = self._endpoint.clamp(window)
@@ -153,42 +182,41 @@ class Verbs:
             ahead=self._node.settings.window if size is None else size,
         )
 
-    async def _follow(
-        self, key: StreamKey, after: Any, window: Any, pace_ms: int, answer: Any, *,
-        accepted_at: float | None = None, token: object = None, watched: tuple[Tail, StreamView] | None = None,
-    ) -> None:  # fmt: skip
-        """Attach: answer and first frames are written in one go, nothing comes between."""
-        endpoint, relay = self._endpoint, self._node.relay
-        stream = keys.stream_of(key)
-        if token is None:
-            token = self._latest[stream] = object()
-        size = endpoint.clamp(window)
-        ahead = self._node.settings.window
+    async def _follow(self, following: Following, watched: tuple[Tail, StreamView] | None = None) -> None:
+        """Attach: answer and first frames are written in one go, nothing comes between.
+
+        `watched` is what the relay said before, if it did.
+        """
+        stream, relay = following.stream, self._node.relay
         try:
             self._check_room(stream)
             identity = self._identity
-            if watched is None or relay.tails.get(key) is not watched[0]:
-                watched = await self._watch(key, after, window)
-            while identity is not self._identity:  # a refresh meanwhile: ask again under the new token
-                identity = self._identity
-                watched = await self._watch(key, after, window)
+            while watched is None or identity is not self._identity or not relay.is_current(*watched):
+                identity = self._identity  # after a refresh: ask again under the new token
+                watched = await self._watch(following.key, following.after, following.window)
             self._check_room(stream)
-            tail, view = watched
-            if self._latest.get(stream) is not token:
+            if self._latest.get(stream) is not following.token:
                 raise Rejected("invalid_request", "a later attach or detach of this stream took this one's place")
         finally:
-            if self._latest.get(stream) is token:
+            if self._latest.get(stream) is following.token:
                 del self._latest[stream]
-        view = _newest(view, tail)
+        tail, view = watched
+        self._attach_now(following, tail, _newest(view, tail))
+
+    def _attach_now(self, following: Following, tail: Tail, view: StreamView) -> None:
+        endpoint, relay, settings = self._endpoint, self._node.relay, self._node.settings
+        stream, after = following.stream, following.after
         resumed, offset = (True, view.top) if after == "now" else resume_at(after, view.top, view.runs)
         former = endpoint.attachments.pop(stream, None)
         if former is not None:
             relay.remove(former)
-        if accepted_at is not None and view.top <= 1:
-            tail.accepted_at = accepted_at
-        attachment = Attachment(endpoint, tail, stream, offset, size, ahead, pace_ms / 1000)
+        if following.accepted_at is not None and view.top <= 1:
+            tail.accepted_at = following.accepted_at
+        start = Cursor(offset, view.runs.at(offset))
+        size = endpoint.clamp(following.window)
+        attachment = Attachment(endpoint, tail, stream, start, size, settings.window, following.pace_ms / 1000)
         endpoint.attachments[stream] = attachment
-        endpoint.send(answer(view, offset, resumed, size))
+        endpoint.send(following.answer(view, offset, resumed, size))
         relay.add(attachment)
 
     def _check_room(self, stream: str) -> None:
@@ -219,7 +247,9 @@ class Verbs:
             raise not_found() from None
         tail = self._node.relay.tails.get(key)
         if owner:
-            await self._node.relay.say(owner, Wish(key, tail.demand if tail else 0, on_abandon=frame.on_abandon))
+            await self._node.relay.owners.say(
+                owner, Wish(key, tail.demand.limit if tail else 0, on_abandon=frame.on_abandon)
+            )
         if frame.id is not None:
             self._endpoint.send(frames.Ok(frame.id))
 
@@ -241,7 +271,7 @@ class Verbs:
         if outcome.owner:
             if tail is not None:
                 tail.cancelled = True
-            await relay.say(outcome.owner, Wish(key, tail.demand if tail else 0, cancel=True))
+            await relay.owners.say(outcome.owner, Wish(key, tail.demand.limit if tail else 0, cancel=True))
         for watcher in outcome.watchers:
             packet = HubPacket("", [Part(key, outcome.mark, outcome.offset, [("done", _CANCELLED)])])
             await post(broker.connections.control, watcher, packet, broker.settings.mailbox_packets)

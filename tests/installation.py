@@ -25,6 +25,8 @@ from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
 from workers.worker import Worker
 
+#: A process has this long to start.
+START_S = 30.0
 SECRET = "a secret of the tests, with more than 32 bytes"
 
 
@@ -43,6 +45,19 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], what: str 
             return
         assert time.monotonic() < deadline, f"{what} did not happen in time"
         await asyncio.sleep(0.005)
+
+
+async def status_of(port: int, path: str) -> int | None:
+    """The status of a plain HTTP request on loopback; None when nobody answers."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n".encode())
+            answer = await reader.read()
+            writer.close()
+    except OSError:
+        return None
+    return int(answer.split()[1]) if answer else None
 
 
 class RunningHub:
@@ -123,10 +138,13 @@ async def running_worker(redis_url: str, **settings: Any) -> AsyncIterator[Worke
 class HubProcess:
     """A hub as operators run it."""
 
-    def __init__(self, redis_url: str, **environ: str) -> None:
-        sock = listen("127.0.0.1", 0)
-        self.port = sock.getsockname()[1]
-        sock.close()
+    def __init__(self, redis_url: str, *, port: int | None = None, **environ: str) -> None:
+        """On `port`, or on a free one."""
+        if port is None:
+            sock = listen("127.0.0.1", 0)
+            port = int(sock.getsockname()[1])
+            sock.close()
+        self.port = port
         self.url = f"ws://127.0.0.1:{self.port}/v1/ws"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hub", "--host", "127.0.0.1", "--port", str(self.port)],
@@ -144,12 +162,20 @@ class HubProcess:
                 assert time.monotonic() < deadline and self._process.poll() is None, "the hub did not come up"
                 await asyncio.sleep(0.02)
 
+    async def ready(self) -> None:
+        """Wait until it listens and has reached Redis. A process starts slowly on a machine that is busy."""
+        deadline = time.monotonic() + START_S
+        while await status_of(self.port, "/readyz") != 200:
+            assert self._process.poll() is None, "the hub ended"
+            assert time.monotonic() < deadline, "the hub did not come up"
+            await asyncio.sleep(0.05)
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    async def ended(self) -> tuple[int, str]:
+    async def ended(self, within: float = DEADLINE_S) -> tuple[int, str]:
         """Its exit status and what it logged."""
-        _, log = await asyncio.to_thread(self._process.communicate, timeout=DEADLINE_S)
+        _, log = await asyncio.to_thread(self._process.communicate, timeout=within)
         return self._process.returncode, log.decode()
 
     def kill(self) -> None:

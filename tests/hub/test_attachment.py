@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from headrace.protocol.cursor import Cursor, MarkRuns
 from hub.attachment import Attachment
 
 
 def attachment(start: int = 0, size: int | None = 4, pace_s: float = 0.0) -> Attachment:
     nobody: Any = None
-    return Attachment(nobody, nobody, "g_x", start, size, 4096, pace_s)
+    return Attachment(nobody, nobody, "g_x", Cursor(start, "m1"), size, 4096, pace_s)
 
 
 def test_attaching_sets_acked_and_sent_to_where_it_starts() -> None:
@@ -31,7 +32,17 @@ def test_a_restart_goes_back_to_an_offset_with_the_same_window(size: int | None)
     viewer = attachment(start=57, size=size)
     viewer.sent = 60
     viewer.is_live = True
-    viewer.restart(0)
+    viewer.restart(Cursor(0, "m0"))
     assert (viewer.sent, viewer.acked, viewer.is_live, viewer.size) == (0, 0, False, size)
     assert viewer.limit == (float("inf") if size is None else size)
     assert viewer.demand == (4096 if size is None else size)
+
+
+def test_a_viewer_that_was_sent_nothing_yet_is_where_it_said_it_is() -> None:
+    """Its hub's tail may not reach that far: the marks of the tail say nothing about it."""
+    viewer = attachment(start=57)
+    assert viewer.cursor(MarkRuns([(1, "m0"), (40, "another")])) == Cursor(57, "m1")
+    viewer.sent = 58
+    assert viewer.cursor(MarkRuns([(1, "m0"), (40, "m2")])) == Cursor(58, "m2")
+    viewer.restart(Cursor(0, "m0"))
+    assert viewer.cursor(MarkRuns([(1, "m9")])) == Cursor(0, "m0")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.protocol.codec import JSON, MSGPACK
@@ -51,6 +51,7 @@ runs_over = st.lists(st.integers(2, 30), max_size=4).map(
 
 
 @given(entries, runs_over, st.integers(1, 5))
+@settings(deadline=None)
 def test_frames_cover_every_entry_once_merge_what_they_may_and_name_a_mark_where_it_changes(
     log: list[Entry], runs: MarkRuns, first: int
 ) -> None:
@@ -151,17 +152,18 @@ def test_older_entries_are_kept_only_where_they_reach_what_is_held() -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from([1, 30_000, 100_000]), min_size=1, max_size=3), max_size=12))
+@settings(deadline=None)
 def test_what_is_held_is_bounded_and_counted(batches: list[list[int]]) -> None:
     held = Held()
     tail = Tail(KEY, held, now=0.0)
     for sizes in batches:
         tail.append("m0", [("text", b"x" * size) for size in sizes])
-        size = sum(len(data) for _, data in tail.entries)
+        size = sum(tails.ENTRY_BYTES + len(data) for _, data in tail.entries)
         assert held.bytes == size
         assert tail.base + len(tail.entries) == tail.top
         assert size <= tails.TAIL_BYTES + 300_000, "the bound, and a batch beyond it"
         tail.prepend(max(1, tail.base - 1), [("text", b"y" * 50_000)] * 2)
-        assert held.bytes == sum(len(data) for _, data in tail.entries)
+        assert held.bytes == sum(tails.ENTRY_BYTES + len(data) for _, data in tail.entries)
     tail.release()
     assert held.bytes == 0
     assert not tail.holds(tail.top)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
+from hub import owners, reconcile
 from hub.broker import keys
 from hub.broker.broker import Broker
 from tests.conftest import StartHub, StartWorker
 from tests.installation import RunningHub, eventually, question
 from tests.integration.handwork import HandWorker
-from tests.wire import Wire, offsets_of, text_of
+from tests.wire import Map, Wire, offsets_of, text_of
 from workers.worker import Worker
 
 
@@ -116,7 +119,7 @@ async def test_an_answer_longer_than_its_window_comes_whole_to_a_viewer_that_ack
     wire = await hub.join()
     await wire.send(question("r1", window=8, model="scripted/tokens=120,rate=2000"))
     stream = (await wire.expect("accepted"))["stream"]
-    frames = []
+    frames: list[Map] = []
     while not frames or frames[-1].get("kind") != "done":
         frames.append(await wire.next())
         if "offset" in frames[-1]:
@@ -175,3 +178,33 @@ async def test_an_entry_takes_the_text_before_it_along(hub: RunningHub, broker: 
     await wire.expect("delta", text="b")
     await wire.expect("entry", kind="done")
     assert time.monotonic() - began < 2
+
+
+async def test_an_owner_that_was_not_told_of_new_demand_hears_of_it_before_the_next_ack(
+    start_hub: StartHub, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker at its bound writes nothing, and a viewer that got all there is acks nothing more."""
+    for name in ("SILENT_S", "PASS_S"):
+        monkeypatch.setattr(reconcile, name, 0.05)
+    hub = await start_hub(run_ahead=8)
+    await start_worker(run_ahead=8)
+    wire = await hub.join()
+    await wire.send(question("r1", window=8, model="scripted/tokens=60,rate=100"))
+    stream = (await wire.expect("accepted"))["stream"]
+    await wire.until("delta", offset=8)
+    [tail] = hub.node.relay.tails.values()
+    await eventually(lambda: tail.top >= 16, "the bound")
+    lost = 0
+
+    async def lose(*_: object) -> bool:
+        nonlocal lost
+        lost += 1
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owners, "post", lose)  # its mailbox was trimmed before it read that
+        await wire.send({"type": "ack", "stream": stream, "offset": 8, "window": 100})
+        await wire.until("delta", offset=16)
+        await eventually(lambda: lost > 0, "a packet")
+    frames = await wire.until("entry", kind="done")
+    assert frames[-1]["data"]["text_bytes"] == 300

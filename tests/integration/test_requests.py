@@ -6,12 +6,15 @@ import asyncio
 from typing import Any
 
 import msgpack
+import pytest
 
 from hub.broker import keys
 from hub.broker.broker import Broker
+from hub.broker.keys import StreamKey
 from tests.conftest import StartHub, StartWorker
 from tests.installation import RunningHub, eventually, question
-from tests.wire import Map, text_of
+from tests.integration.handwork import HandWorker
+from tests.wire import Map, offsets_of, text_of
 from workers.worker import Worker
 
 ENDLESS = "scripted/tokens=1000000,rate=50"
@@ -199,3 +202,113 @@ async def test_a_scope_opens_the_streams_of_an_organisation_and_of_no_other(hub:
     await operator.send({"type": "cancel", "id": 1, "stream": stream})
     await operator.expect("ok", id=1)
     await alice.until("entry", kind="done")
+
+
+async def test_fifty_copies_of_a_request_over_two_hubs_are_one_run_and_fifty_viewers(
+    hub: RunningHub, start_hub: StartHub, worker: Worker, broker: Broker
+) -> None:
+    hubs = [hub, await start_hub()]
+    wires = await asyncio.gather(*[hubs[number % 2].join() for number in range(50)])
+    await asyncio.gather(*[wire.send(question("r1", model="scripted/tokens=40,rate=100")) for wire in wires])
+    seen = await asyncio.gather(*[wire.until("entry", kind="done") for wire in wires])
+    assert len({frames[0]["stream"] for frames in seen}) == 1
+    for frames in seen:
+        assert [frame["type"] for frame in frames].count("accepted") == 1
+        assert offsets_of(frames) == list(range(1, frames[-1]["offset"] + 1))
+    assert len({text_of(frames) for frames in seen}) == 1
+    entries = await broker.log.read(keys.stream_key("alice", seen[0][0]["stream"]), 1, 1000)
+    kinds = [kind for kind, _ in entries]
+    assert [kinds.count(kind) for kind in ("queued", "started", "source", "done")] == [1, 1, 1, 1]
+
+
+async def test_a_request_repeated_while_it_is_under_way_is_answered_each_time(hub: RunningHub, broker: Broker) -> None:
+    wire = await hub.join()
+    await wire.send(question("r1", id="first"))
+    stream = (await wire.expect("accepted"))["stream"]
+    await wire.until("live")
+    await wire.batch(*[question("r1", id=number) for number in range(8)])
+    for _ in range(8):
+        await wire.until("accepted", stream=stream)
+        assert (await wire.next())["offset"] == 1, "each answer is followed by what it announced"
+    await wire.until("live")
+    worker = HandWorker(broker, stream)
+    await worker.claim()
+    await worker.text("a")
+    frames = await wire.until("delta", offset=3)
+    assert offsets_of(frames) == [2, 3], "one attachment, whatever came of the others"
+
+
+async def test_accepted_tells_the_history_of_its_frames_also_if_it_changed_while_the_request_entered_its_lane(
+    hub: RunningHub, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes, relay = hub.node.broker.lanes, hub.node.relay
+    add = lanes.add
+
+    async def lose_the_stream(lane: str, key: StreamKey) -> None:
+        await broker.connections.control.hset(keys.meta(key), "runs", "1:another")
+        await relay.repair(relay.tails[key])
+        await add(lane, key)
+
+    monkeypatch.setattr(lanes, "add", lose_the_stream)
+    wire = await hub.join()
+    await wire.send(question("r1"))
+    accepted = await wire.expect("accepted")
+    assert accepted["mark"] == "another"
+    worker = HandWorker(broker, accepted["stream"])
+    await worker.claim()
+    await wire.until("entry", kind="started")
+
+
+async def test_a_cancel_that_races_with_the_end_leaves_one_done(
+    hub: RunningHub, start_hub: StartHub, worker: Worker, broker: Broker
+) -> None:
+    wire, canceller = await hub.join(), await (await start_hub()).join()
+    count = 20
+    for number in range(count):
+        await wire.send(question(f"r{number}", model=f"scripted/tokens={number},rate=0"))
+    ended: list[Map] = []
+    streams = []
+    while len(ended) < count:
+        frame = await wire.next()
+        if frame["type"] == "accepted":
+            streams.append(frame["stream"])
+            await canceller.send({"type": "cancel", "id": frame["stream"], "stream": frame["stream"]})
+        elif frame.get("kind") == "done":
+            ended.append(frame)
+    for _ in streams:
+        await canceller.expect("ok")
+    assert sorted(frame["stream"] for frame in ended) == sorted(streams)
+    for frame in ended:
+        assert await end_of(broker, frame["stream"]) == frame["data"], "what was shown is what the log says"
+
+
+async def test_a_cancel_outlives_the_worker_that_was_told_of_it(
+    hub: RunningHub, start_worker: StartWorker, broker: Broker
+) -> None:
+    wire = await hub.join()
+    await wire.send(question("r1", model=ENDLESS))
+    stream = (await wire.expect("accepted"))["stream"]
+    dead = HandWorker(broker, stream)
+    await dead.claim()
+    await dead.text("a")
+    await wire.until("delta")
+    await wire.send({"type": "cancel", "id": 1, "stream": stream})
+    await wire.until("ok", id=1)
+    redis: Any = broker.connections.control
+    await redis.hset(keys.meta(dead.key), "lease", 0)  # it never read its mail
+    await broker.lanes.add(keys.TAKEOVER_LANE, dead.key)
+    await start_worker()
+    frames = await wire.until("entry", kind="done")
+    assert (frames[-1]["data"]["status"], frames[-1]["data"]["stop_reason"]) == ("cancelled", "cancelled")
+    assert (await end_of(broker, stream))["status"] == "cancelled"
+
+
+async def test_somebody_else_s_cancel_changes_nothing(hub: RunningHub, worker: Worker, broker: Broker) -> None:
+    alice, bob = await hub.join("alice", org="alice"), await hub.join("bob", org="alice")
+    await alice.send(question("r1", model="scripted/tokens=20,rate=200"))
+    stream = (await alice.expect("accepted"))["stream"]
+    for number in range(5):
+        await bob.send({"type": "cancel", "id": number, "stream": stream})
+        await bob.expect("error", id=number, code="not_found")
+    done = (await alice.until("entry", kind="done"))[-1]
+    assert done["data"]["status"] == "completed"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
+from headrace.protocol.entries import Started, encode_data
 from hub import reconcile
+from hub import tail as tails
 from hub.broker import keys
 from hub.broker.broker import Broker
+from hub.delivery import PAGE_ENTRIES
 from tests.conftest import StartHub
 from tests.installation import RunningHub, question
 from tests.integration.handwork import HandWorker
@@ -280,3 +286,132 @@ async def test_an_attached_viewer_is_told_when_its_stream_vanished(
     await wire.expect("error", id=1, code="not_found")
     await wire.send(question("r1", content="hi"))
     await wire.expect("error", id="r1", code="gone")
+
+
+async def test_a_cursor_far_above_the_top_is_no_demand(hub: RunningHub, broker: Broker) -> None:
+    wire = await hub.join()
+    accepted = await ask(wire)
+    other = await hub.join()
+    after = {"offset": 2**50, "mark": "bogus"}
+    await other.send({"type": "attach", "id": 1, "stream": accepted["stream"], "after": after, "window": 16})
+    await other.expect("attached", id=1, resumed=False, offset=0)
+    redis: Any = broker.connections.control
+    [demand] = await redis.hvals(keys.interest(keys.stream_key("alice", accepted["stream"])))
+    assert int(demand) <= 1 + hub.node.settings.window
+
+
+@pytest.mark.parametrize("what", ["expired", "deleted", "trimmed"])
+async def test_a_reader_whose_log_went_away_is_told_and_skips_nothing(
+    hub: RunningHub, broker: Broker, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(tails, "TAIL_BYTES", 1000)  # the rest is read from the log as the window allows
+    wire = await hub.join()
+    accepted = await ask(wire)
+    worker = HandWorker(broker, accepted["stream"])
+    await worker.claim()
+    await worker.text(*(f"{number} " for number in range(100)))
+    await worker.done()
+    await wire.until("entry", kind="done")
+    reader = await hub.join()
+    await reader.send({"type": "attach", "id": 1, "stream": accepted["stream"], "window": 4})
+    frames = await reader.until("delta", offset=4)
+    redis: Any = broker.connections.control
+    log, meta = keys.log(worker.key), keys.meta(worker.key)
+    if what == "trimmed":
+        await redis.xtrim(log, minid="50-0", approximate=False)
+    elif what == "deleted":
+        await redis.delete(log)
+    else:
+        await redis.delete(log, meta)
+    await reader.send({"type": "ack", "stream": accepted["stream"], "offset": 4})
+    frames = await reader.until("error")
+    assert frames[-1]["code"] == "gone"
+    assert offsets_of(frames) == [], "nothing of what is left"
+    await reader.send({"type": "attach", "id": 2, "stream": accepted["stream"]})
+    code = (await reader.until("error"))[-1]["code"]
+    assert code == ("not_found" if what == "expired" else "gone")
+
+
+async def test_many_who_attach_to_one_live_answer_at_once_cost_its_log_one_reading(
+    hub: RunningHub, start_hub: StartHub, broker: Broker
+) -> None:
+    wire = await hub.join()
+    accepted = await ask(wire)
+    worker = HandWorker(broker, accepted["stream"])
+    await worker.claim()
+    for start in range(0, 1200, 100):
+        await worker.text(*(f"{number} " for number in range(start, start + 100)), relay=False)
+    other_hub = await start_hub()
+    viewers = await asyncio.gather(*[other_hub.join() for _ in range(100)])
+    attach = {"type": "attach", "id": 1, "stream": accepted["stream"], "window": 2000}
+    await asyncio.gather(*[viewer.send(attach) for viewer in viewers])
+    seen = await asyncio.gather(*[viewer.until("live") for viewer in viewers])
+    assert {tuple(offsets_of(frames)) for frames in seen} == {tuple(range(1, 1203))}
+    assert other_hub.node.counts.log_reads <= 1 + 1202 // PAGE_ENTRIES, "pages, whoever waits for them"
+    await worker.text("live")
+    await asyncio.gather(*[viewer.expect("delta", offset=1203, text="live") for viewer in viewers])
+
+
+async def test_a_phone_whose_old_socket_still_lives_is_served_on_both_and_shares_no_credit(
+    hub: RunningHub, start_hub: StartHub, broker: Broker
+) -> None:
+    other_hub = await start_hub()
+    old = await hub.join()
+    await old.send(question("r1", window=4))
+    accepted = await old.expect("accepted")
+    stream = accepted["stream"]
+    worker = HandWorker(broker, stream)
+    await worker.claim()
+    await worker.text("a", "b", "c", "d")
+    frames = await old.until("delta", offset=4)  # its window is spent
+    cursor = cursor_of(frames, accepted["mark"])
+    new = [await one.join() for one in (hub, other_hub)]
+    for wire in new:
+        await wire.send({"type": "attach", "id": 1, "stream": stream, "after": cursor, "window": 1})
+        await wire.expect("attached", id=1, resumed=True, **cursor)
+        await wire.expect("delta", offset=5, text="c")
+    await new[0].send({"type": "ack", "stream": stream, "offset": 5})
+    await new[0].expect("delta", offset=6, text="d")
+    assert [await wire.ping() for wire in (old, new[1])] == [[], []], "an ack is for the connection that it came on"
+    await old.send({"type": "ack", "stream": stream, "offset": 4, "window": 8})
+    await old.expect("delta", first=5, offset=6, text="cd")
+    old.abort()
+    await worker.text("e")
+    for wire, offset in zip(new, (6, 5), strict=True):
+        await wire.send({"type": "ack", "stream": stream, "offset": offset, "window": 8})
+        assert text_of(await wire.until("delta", offset=7)) in ("e", "de")
+
+
+async def test_a_hub_whose_mailbox_went_opens_another_and_is_heard_of_again(
+    start_hub: StartHub, broker: Broker
+) -> None:
+    """A mailbox that expired under a paused hub, or was flushed: workers forgot the hub, and never say so."""
+    hub = await start_hub(mailbox_ttl_s=2.0)
+    wire = await hub.join()
+    accepted = await ask(wire)
+    worker = HandWorker(broker, accepted["stream"])
+    await worker.claim()
+    await wire.until("entry", kind="started")
+    former = hub.node.relay.mailbox
+    redis: Any = broker.connections.control
+    await redis.delete(keys.mailbox(former))
+    await worker.text("a", relay=False)  # nobody to relay to
+    frames = await wire.until("delta", offset=3)
+    assert hub.node.relay.mailbox != former, "a name is never used twice"
+    interest = await redis.hkeys(keys.interest(worker.key))
+    assert hub.node.relay.mailbox.encode() in interest
+    await worker.text("b")
+    frames += await wire.until("delta", offset=4)
+    assert offsets_of(frames) == [3, 4]
+
+
+async def test_kinds_of_a_later_version_pass_through_with_their_offsets(hub: RunningHub, broker: Broker) -> None:
+    wire = await hub.join()
+    accepted = await ask(wire)
+    worker = HandWorker(broker, accepted["stream"])
+    await worker.claim()
+    await worker.write(("hologram", encode_data(Started(3))), ("text", b"a"))
+    frames = await wire.until("delta", text="a")
+    [unknown] = [frame for frame in frames if frame.get("kind") == "hologram"]
+    assert unknown["data"] == {"attempt": 3}
+    assert offsets_of(frames) == [1, 2, 3, 4]
