@@ -16,7 +16,7 @@ PACKAGES = {"headrace": ROOT / "clients" / "python", "hub": ROOT, "workers": ROO
 #: A name allows what is below it too; `stdlib` stands for all of the standard library.
 ARROWS = {
     "headrace.protocol": {"stdlib", "msgspec", "headrace.protocol"},
-    "headrace": {"stdlib", "msgspec", "websockets", "headrace"},
+    "headrace": {"stdlib", "msgspec", "websockets", "jiter", "headrace"},
     "hub.broker": {
         *("stdlib", "msgspec", "redis", "hiredis", "pydantic", "pydantic_settings", "structlog", "prometheus_client"),
         "uvloop",  # hub.broker.loop: the loop that both kinds of process run on

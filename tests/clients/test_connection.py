@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from headrace.actions import Answered, Delivered, Moved, Postponed, Refused, TokenExpired
@@ -42,6 +44,44 @@ def test_an_answered_request_is_resumed_from_its_cursor(driver: CoreDriver) -> N
     assert (frame["stream"], frame["after"]) == ("g_1", {"offset": 2, "mark": "m2"})
 
 
+def test_a_connection_lost_again_before_anything_came_resumes_at_the_same_place(driver: CoreDriver) -> None:
+    driver.follow()
+    driver.receive(delta(1, "a", mark="m2"))
+    for _ in range(3):
+        driver.core.closed()
+        (frame,) = driver.open()
+        assert frame["after"] == {"offset": 1, "mark": "m2"}
+    driver.receive(attached(frame["id"], offset=1, mark="m2"), delta(2, "b"))
+    assert driver.delivered() == ["a", "b"]
+
+
+def test_a_connection_lost_before_the_first_entry_resumes_at_the_start(driver: CoreDriver) -> None:
+    driver.follow()
+    driver.core.closed()
+    (frame,) = driver.open()
+    assert (frame["type"], frame["after"]) == ("attach", {"offset": 0, "mark": "m1"})
+
+
+def test_every_resume_carries_the_options_of_the_first_attach(driver: CoreDriver) -> None:
+    driver.core.attach("g_1", None, 7, 100, driver.now)
+    for _ in range(2):
+        (frame,) = driver.sent() or driver.open()
+        assert (frame["window"], frame["pace_ms"]) == (7, 100)
+        driver.receive(attached(frame["id"], window=7))
+        driver.core.closed()
+
+
+def test_an_answer_that_is_given_twice_is_obeyed_once(driver: CoreDriver) -> None:
+    driver.follow()
+    driver.receive(delta(1, "a"))
+    driver.core.closed()
+    (frame,) = driver.open()
+    answer = attached(frame["id"], offset=1)
+    driver.receive(answer, answer, delta(2, "b"), answer, delta(3, "c"))
+    assert driver.delivered() == ["a", "b", "c"]
+    assert "attach" not in [frame["type"] for frame in driver.sent()]
+
+
 def test_an_answer_to_an_older_connection_is_ignored(driver: CoreDriver) -> None:
     driver.ask()
     (asked,) = driver.sent()
@@ -57,6 +97,15 @@ def test_a_cancel_is_repeated_until_it_is_answered_and_not_after(driver: CoreDri
     driver.core.closed()
     assert driver.open() == [cancel]
     (action,) = driver.receive({"type": "ok", "id": id})
+    assert isinstance(action, Answered) and action.id == id
+    driver.core.closed()
+    assert driver.open() == []
+
+
+def test_a_cancel_that_is_refused_is_not_repeated(driver: CoreDriver) -> None:
+    id = driver.core.request(Cancel, stream="g_1")
+    driver.sent()
+    (action,) = driver.receive({"type": "error", "id": id, "code": "not_found", "message": "", "retry": "no"})
     assert isinstance(action, Answered) and action.id == id
     driver.core.closed()
     assert driver.open() == []
@@ -191,6 +240,21 @@ def test_a_stream_read_again_starts_without_a_cursor(driver: CoreDriver) -> None
     assert driver.delivered() == ["done", "a"]
 
 
+@pytest.mark.parametrize("after", ["now", Cursor(9, "m1")])
+def test_whoever_comes_when_all_is_said_is_told_the_end(driver: CoreDriver, after: Cursor | Literal["now"]) -> None:
+    """A hub says nothing on a finished stream to a viewer that is at its top: the last entry is asked for again."""
+    attachment = driver.core.attach("g_1", after, 256, 0, driver.now)
+    (frame,) = driver.sent()
+    driver.receive(attached(frame["id"], offset=9, top=9, state="done"))
+    (again,) = driver.sent()
+    assert (again["type"], again["after"]) == ("attach", {"offset": 8, "mark": "m1"})
+    driver.receive(attached(again["id"], offset=8, top=9, state="done"))
+    done = {"type": "entry", "stream": "g_1", "offset": 9, "kind": "done", "data": {}}
+    (action,) = driver.receive(done)
+    assert isinstance(action, Delivered) and attachment.is_over
+    assert driver.sent() == []
+
+
 def test_only_starting_a_generation_follows_nothing(driver: CoreDriver) -> None:
     driver.ask(attach=False)
     (frame,) = driver.sent()
@@ -230,6 +294,34 @@ def test_a_detach_that_changes_on_abandon_is_repeated_until_answered(driver: Cor
     assert driver.sent() == [detach]
     driver.core.closed()
     assert driver.open() == [detach]
+
+
+def test_a_detach_of_what_is_not_followed_any_more_says_nothing(driver: CoreDriver) -> None:
+    attachment = driver.follow()
+    driver.receive({"type": "entry", "stream": "g_1", "offset": 1, "kind": "done", "data": {}})
+    assert driver.core.detach(attachment) is None
+    assert driver.sent() == []
+
+
+def test_an_abandoned_answer_ends_nothing_that_is_followed_anew(driver: CoreDriver) -> None:
+    first = driver.core.attach("g_1", None, 256, 0, driver.now)
+    (asked,) = driver.sent()
+    driver.core.detach(first)
+    driver.core.attach("g_1", None, 256, 0, driver.now)
+    driver.sent()
+    driver.receive(attached(asked["id"]))
+    assert driver.sent() == [], "a detach here would end the new one"
+
+
+def test_while_no_hub_is_there_nothing_is_said_and_nothing_is_due() -> None:
+    driver = CoreDriver()
+    attachment = driver.ask()
+    driver.core.request(Cancel, stream="g_2")
+    driver.core.refresh("fresh")
+    assert driver.sent() == []
+    assert driver.core.next_at(0.0) is None
+    driver.core.detach(attachment)
+    assert [frame["type"] for frame in driver.open()] == ["cancel"], "no refresh, and no request that nobody wants"
 
 
 # Acks
@@ -368,6 +460,30 @@ def test_an_expired_token_is_renewed_and_what_it_refused_stays_open(driver: Core
     assert isinstance(answer, TokenExpired) and answer.reconnect
     driver.core.closed()
     assert driver.open()[0]["type"] == "generate"
+
+
+def test_a_status_of_the_connection_concerns_every_stream_and_one_of_a_stream_that_stream(driver: CoreDriver) -> None:
+    attachment = driver.follow()
+    all_, one = driver.receive({"type": "status", "state": "degraded"}, {"type": "live", "stream": "g_1"})
+    assert isinstance(all_, Delivered) and all_.key is None
+    assert isinstance(one, Delivered) and one.key == attachment.key
+
+
+def test_an_error_of_a_stream_that_ends_nothing_is_passed_over(driver: CoreDriver) -> None:
+    driver.follow()
+    other = {"type": "error", "stream": "g_1", "code": "overloaded", "message": "", "retry": "after"}
+    assert driver.receive(other, other | {"stream": "g_2"}) == []
+    assert driver.receive({"type": "error", "code": "internal", "message": "", "retry": "backoff"}) == []
+    assert [type(action) for action in driver.receive(delta(1, "a"))] == [Delivered]
+
+
+def test_an_answer_that_no_generation_waits_for_is_passed_over(driver: CoreDriver) -> None:
+    driver.ask()
+    (frame,) = driver.core.frames_to_send(driver.now)
+    assert isinstance(frame, Generate)
+    driver.core.closed()
+    driver.core.unsendable(frame, "too long")
+    assert driver.receive() == [], "asked on a connection that is gone: the next one asks again"
 
 
 def test_a_drain_and_an_error_of_the_connection_postpone_the_next_one(driver: CoreDriver) -> None:

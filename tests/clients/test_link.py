@@ -144,7 +144,9 @@ async def test_a_client_is_used_inside_its_async_with_and_once() -> None:
 # Coming back
 
 
-@pytest.mark.parametrize("code", [1001, 1006, 1011, 3000, 4000, 4001, 4100, 4101, 4102, 4105, 4199, 4999])
+@pytest.mark.parametrize(
+    "code", [1000, 1001, 1006, 1011, 1012, 3000, 4000, 4001, 4099, 4100, 4101, 4102, 4103, 4104, 4105, 4199, 4300, 4999]
+)
 async def test_a_lost_connection_comes_back_and_asks_again_with_the_same_key(code: int) -> None:
     async def lose(peer: Peer) -> None:
         await peer.welcome()
@@ -204,6 +206,46 @@ async def test_what_a_draining_hub_asks_for_is_waited_for() -> None:
     async with ScriptedHub(drain, serving("back")) as hub, headrace.connect(hub.url) as client:
         assert await client.generate("x").text() == "back"
         assert time.monotonic() - left_at >= 0.29
+
+
+async def test_of_two_hubs_the_other_one_is_tried_at_once() -> None:
+    log = Log.of_text("a", "b", "c")
+    async with ScriptedHub(LogHub(log).script(cut_after=3)) as first, ScriptedHub(LogHub(log).script()) as second:
+        async with headrace.connect([first.url, second.url]) as client:
+            generation = client.generate("x")
+            assert await generation.text() == "abc"
+        assert (len(first.peers), len(second.peers), generation.reconnects) == (1, 1, 1)
+
+
+async def test_a_hub_that_is_gone_is_passed_over_for_the_other_one() -> None:
+    async with ScriptedHub(idle) as gone:
+        address = gone.url
+    async with ScriptedHub(closing(4000), serving("back")) as hub:
+        async with headrace.connect([address, hub.url]) as client:
+            assert await client.generate("x").text() == "back"
+        assert len(hub.peers) == 2
+
+
+async def test_all_hubs_are_named_when_none_is_there() -> None:
+    async with ScriptedHub(idle) as gone:
+        url = gone.url
+    with pytest.raises(headrace.ConnectionFailed, match=r"ws://.* or ws://localhost:1/v1/ws"):
+        async with headrace.connect([url, "ws://localhost:1"], connect_timeout=0.2):
+            pass
+    with pytest.raises(headrace.ConnectionFailed, match="at least one hub"):
+        headrace.connect([])
+
+
+@pytest.mark.parametrize("wrong", [{"offset": -1}, {"offset": 2**53}, {"mark": "m" * 65}, {"window": -1}])
+async def test_an_answer_that_no_hub_gives_is_survived(wrong: dict[str, object]) -> None:
+    async def mislead(peer: Peer) -> None:
+        await peer.welcome()
+        asked = await peer.expect("generate")
+        await peer.send(accepted(asked["id"]) | wrong)
+        await peer.until_closed()
+
+    async with ScriptedHub(mislead, serving("sense")) as hub, headrace.connect(hub.url) as client:
+        assert await client.generate("x").text() == "sense"
 
 
 async def test_the_state_is_told_at_every_change_and_a_bad_listener_harms_nobody(

@@ -224,6 +224,19 @@ def test_a_hub_frame_that_is_wrong_is_undecodable(codec: Codec) -> None:
         codec.decode_hub(pack(codec, {"type": "delta", "stream": "g_x", "offset": "1"}))
 
 
+@CODEC
+@pytest.mark.parametrize("number", [-1, 2**53, 2**63, -(2**63)])
+def test_a_client_takes_no_number_that_no_hub_sends(codec: Codec, number: int) -> None:
+    delta = {"type": "delta", "stream": "g_x", "offset": 1}
+    answer = {"type": "attached", "stream": "g_x", "resumed": True, "offset": 1, "mark": "m", "top": 1, "state": "done"}
+    for frame, field in [
+        (delta, "offset"), (delta, "first"), ({"type": "entry", "kind": "text", "data": {}} | delta, "offset"),
+        (answer | {"window": 1}, "offset"), (answer, "window"), ({"type": "drain"}, "after_ms"),
+    ]:  # fmt: skip
+        with pytest.raises(Undecodable):
+            codec.decode_hub(pack(codec, frame | {field: number}))
+
+
 @given(st.binary(max_size=300))
 @settings(max_examples=300)
 def test_no_bytes_make_decoding_raise_anything_else(message: bytes) -> None:

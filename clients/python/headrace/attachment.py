@@ -159,6 +159,16 @@ class Attachment:
         self.repairs = 0
         return self.cursor
 
+    def step_back(self) -> None:
+        """Move the cursor before the last entry, so that it comes once more.
+
+        A stream that was done where this viewer already stood would say nothing at all: no `done`, no end (§4).
+        An entry rarely has another mark than the one before it; where it has, the hub says so and begins again.
+        """
+        assert isinstance(self.cursor, Cursor) and self.cursor.offset > 0, "there is an entry to step back over"
+        self.cursor = Cursor(self.cursor.offset - 1, self.cursor.mark)
+        self._taken = min(self._taken, self.cursor.offset)
+
     def restart(self) -> None:
         """Forget the cursor: read the log again from its start."""
         self.cursor, self.is_over = None, False
@@ -171,11 +181,10 @@ class Attachment:
 
     def ack(self) -> Ack:
         """The ack for what was taken. Never below what attaching acked, nor past what was received."""
+        assert self._window is not None and self.stream is not None, "an ack is due only with a window, after an answer"
         taken = self.schedule.take()
         self._acked = max(self._acked, taken)
-        if self._window is None:
-            return Ack(self.stream or "", self._acked)
         window = max(0, self._window - (self._acked - taken))
         changed = window != self._told
         self._told = window
-        return Ack(self.stream or "", self._acked, window if changed else UNSET)
+        return Ack(self.stream, self._acked, window if changed else UNSET)

@@ -6,6 +6,7 @@ The rules are in `connection`, the socket in `link`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import ssl as ssl_module
 import uuid
@@ -76,7 +77,7 @@ class Options(TypedDict, total=False):
 
 
 def connect(
-    url: str,
+    url: str | Sequence[str],
     token: Token = None,
     *,
     encoding: Literal["json", "msgpack"] = "json",
@@ -86,11 +87,12 @@ def connect(
     proxy: Proxy = None,
     ssl: ssl_module.SSLContext | None = None,
 ) -> Client:
-    """A client of the hub at `url`, to be entered with `async with`.
+    """A client of the hub at `url`, or of any of several, to be entered with `async with`.
 
     Args:
         url: `ws://host:port` or `wss://…`; `http` and `https` are taken for them. The path is `/v1/ws` unless
-            another is given.
+            another is given. Of several hubs one is taken by chance, and the next one whenever a connection ends
+            or none comes about.
         token: A token, or a function (plain or async, not blocking) that returns a fresh one. It is called for
             every connection and whenever the hub says that the token expired.
         encoding: `msgpack` is smaller on the wire; everything else is the same.
@@ -122,7 +124,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         token: Token = None,
         *,
         encoding: Literal["json", "msgpack"] = "json",
@@ -132,15 +134,19 @@ class Client:
         proxy: Proxy = None,
         ssl: ssl_module.SSLContext | None = None,
     ) -> None:
-        self._url = hub_url(url)
+        self._urls = [hub_url(each) for each in ([url] if isinstance(url, str) else url)]
+        if not self._urls:
+            raise ConnectionFailed("the address of at least one hub is needed, as in ws://127.0.0.1:8080")
         self._connect_timeout = connect_timeout
         self._answer_timeout = answer_timeout
         self._generations: dict[int, Generation] = {}
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._core = Connection(AGENT, device, random.random)
         codec = {"json": JSON, "msgpack": MSGPACK}[encoding]
+        first = int(random.random() * len(self._urls))  # many clients with one list spread over it
+        hubs = itertools.cycle(self._urls[first:] + self._urls[:first])
         self._link = Link(
-            self._core, codec, lambda: dial(self._url, codec, proxy, ssl), token, self._act, self._ended, random.random
+            self._core, codec, lambda: dial(next(hubs), codec, proxy, ssl), token, self._act, self._ended, random.random
         )
 
     def __repr__(self) -> str:
@@ -156,7 +162,7 @@ class Client:
         return self._link.on_state(listener)
 
     async def __aenter__(self) -> Self:
-        await self._link.open(self._url, self._connect_timeout)
+        await self._link.open(" or ".join(self._urls), self._connect_timeout)
         return self
 
     async def __aexit__(

@@ -285,6 +285,9 @@ class Connection:
         self._actions.append(Moved(attachment.key, frame, placed is Placed.RESTARTED, reconnected))
         if attachment.only_starts:
             self._forget(attachment)
+        elif frame.state == "done" and 0 < frame.offset == frame.top:
+            attachment.step_back()
+            self._repair(attachment, now)
 
     def _answered(self, id: int | str, frame: Ok | Streams | ErrorFrame) -> None:
         if isinstance(id, int) and self._verbs.pop(id, None) is not None:
@@ -353,8 +356,8 @@ class Connection:
         if attachment.repairs <= REPAIRS:
             self._ask(attachment, now)
             return
-        if attachment.stream is not None:
-            self._outbox.append(Detach(attachment.stream))
+        assert attachment.stream is not None, "only what was answered can be repaired"
+        self._outbox.append(Detach(attachment.stream))
         self._refuse(attachment, "protocol_violation", "the hub's frames do not fit the cursor, again and again")
 
     def _refuse(self, attachment: Attachment, code: str, message: str) -> None:

@@ -179,8 +179,8 @@ class Generation:
             return
         self._fail(GenerationClosed("this application stopped watching"))
         self._unread.clear()
-        if self._attachment is not None:
-            await self._owner.leave(self._attachment, on_abandon)
+        assert self._attachment is not None, "its client gave it one"
+        await self._owner.leave(self._attachment, on_abandon)
 
     async def aclose(self) -> None:
         """Stop watching."""

@@ -14,12 +14,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from headrace.protocol.codes import Retry
-from headrace.protocol.cursor import MAX_INT, Cursor, Offset
+from headrace.protocol.cursor import MAX_INT, Cursor, Mark, Offset
 
 Id = Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)] | Annotated[str, Meta(max_length=64)]
 StreamId = Annotated[str, Meta(min_length=1, max_length=64)]
 Window = Annotated[int, Meta(ge=0, le=MAX_INT)] | None
 PaceMs = Annotated[int, Meta(ge=0, le=5000)]
+Milliseconds = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
@@ -164,11 +165,11 @@ class Welcome(msgspec.Struct, tag="welcome", tag_field="type"):
 class Accepted(msgspec.Struct, tag="accepted", tag_field="type"):
     id: Id
     stream: StreamId
-    offset: int
-    mark: str
+    offset: Offset
+    mark: Mark
     top: int
     state: StreamState
-    window: int | None
+    window: Window
 
 
 class Attached(msgspec.Struct, tag="attached", tag_field="type"):
@@ -176,31 +177,31 @@ class Attached(msgspec.Struct, tag="attached", tag_field="type"):
 
     stream: StreamId
     resumed: bool
-    offset: int
-    mark: str
+    offset: Offset
+    mark: Mark
     top: int
     state: StreamState
-    window: int | None
+    window: Window
     id: Id | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, tag="delta", tag_field="type", omit_defaults=True, gc=False):
     stream: str
-    offset: int
-    first: int | UnsetType = UNSET
+    offset: Offset
+    first: Offset | UnsetType = UNSET
     kind: str = "text"
     """`text`, `reasoning` or `tool_input`; a client advances over kinds it does not know."""
     call: str | None = None
     text: str = ""
-    mark: str | None = None
+    mark: Mark | None = None
 
 
 class EntryFrame(msgspec.Struct, tag="entry", tag_field="type", omit_defaults=True):
     stream: str
-    offset: int
+    offset: Offset
     kind: str
     data: dict[str, Any] | msgspec.Raw
-    mark: str | None = None
+    mark: Mark | None = None
 
 
 class Live(msgspec.Struct, tag="live", tag_field="type"):
@@ -213,7 +214,7 @@ class StatusFrame(msgspec.Struct, tag="status", tag_field="type", omit_defaults=
     state: str
     stream: str | None = None
     position: int | None = None
-    after_ms: int | None = None
+    after_ms: Milliseconds | None = None
 
 
 class Ok(msgspec.Struct, tag="ok", tag_field="type", omit_defaults=True):
@@ -244,11 +245,11 @@ class ErrorFrame(msgspec.Struct, tag="error", tag_field="type", omit_defaults=Tr
     retry: Retry
     id: Id | None = None
     stream: str | None = None
-    after_ms: int | None = None
+    after_ms: Milliseconds | None = None
 
 
 class Drain(msgspec.Struct, tag="drain", tag_field="type"):
-    after_ms: int
+    after_ms: Milliseconds
 
 
 HubFrame = (
