@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ from headrace.protocol.body import Body
 from workers.generation import Ending
 from workers.providers import Provider, ProviderError
 from workers.run import Run
+from workers.seam import Seam
 
 log_ = structlog.get_logger(__name__)
 
@@ -20,17 +22,48 @@ log_ = structlog.get_logger(__name__)
 _LAST_WORD_S = 1.0
 
 
-async def read_answer(
-    run: Run, provider: Provider, model: str, body: Body, mark: Callable[[Run], None], clock: Callable[[], float]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of whom. `kept` is the beginning of the answer, when a lost worker's is gone on with."""
+
+    provider: Provider
+    model: str
+    body: Body
+    kept: str = ""
+
+
+async def read_answer(run: Run, question: Question, mark: Callable[[Run], None], clock: Callable[[], float]) -> None:
     """Ask, and feed what comes until the generation needs no more. However this ends, the provider's socket is
     closed or back in its pool, and the generation has an end; cancelling it leaves the end to the canceller.
     """
     generation = run.generation
+    provider = question.provider
     try:
-        async with aclosing(provider.stream(model, body)) as stream:
+        try:
+            await _read(run, question, mark, clock)
+        except ProviderError as error:
+            if not (question.kept and error.refused and generation.start_over()):
+                raise
+            log_.info("provider refuses to go on, starting over", stream=run.key, provider=provider.name)
+            mark(run)
+            await _read(run, replace(question, kept=""), mark, clock)
+    except ProviderError as error:
+        generation.fail(error)
+    except Exception:
+        log_.exception("provider adapter failed", stream=run.key, provider=provider.name)
+        generation.end(Ending.failed("internal", "the worker failed while reading the provider; ask again"))
+    finally:
+        mark(run)
+
+
+async def _read(run: Run, question: Question, mark: Callable[[Run], None], clock: Callable[[], float]) -> None:
+    """One request, up to the generation's end. Raises ProviderError."""
+    generation = run.generation
+    seam = Seam(question.kept, question.provider.continues(question.model))
+    try:
+        async with aclosing(question.provider.stream(question.model, question.body, seam.given)) as stream:
             async for events in stream:
-                generation.feed(events, clock())
+                generation.feed(seam.join(events), clock())
                 if not run.is_marked:
                     mark(run)
                 if not generation.may_read:
@@ -39,14 +72,11 @@ async def read_answer(
                         await _hear_out(stream)
                         return
                     await run.readable()
-        generation.end(Ending.failed("provider_error", "the provider ended its answer without saying so"))
-    except ProviderError as error:
-        generation.fail(error)
-    except Exception:
-        log_.exception("provider adapter failed", stream=run.key, provider=provider.name)
-        generation.end(Ending.failed("internal", "the worker failed while reading the provider; ask again"))
-    finally:
-        mark(run)
+    except ProviderError:
+        generation.feed(seam.end(), clock())
+        raise
+    generation.feed(seam.end(), clock())
+    generation.end(Ending.failed("provider_error", "the provider ended its answer without saying so"))
 
 
 async def _hear_out(stream: Any) -> None:

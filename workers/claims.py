@@ -6,14 +6,13 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
 import structlog
 
 from headrace.protocol.body import Body, Options
-from headrace.protocol.entries import TextDigest
 from hub.broker.accept import new_mark
 from hub.broker.broker import Broker
 from hub.broker.connections import Unreachable
@@ -21,13 +20,14 @@ from hub.broker.keys import TAKEOVER_LANE, StreamKey
 from hub.broker.lanes import Ticket
 from hub.broker.log import Claim, Refused
 from hub.broker.mailbox import still_there
+from workers.answer import Question
 from workers.generation import CANCELLED, Ending, Generation, Speaker, worker_lost
 from workers.lease import run_ttl_ms
-from workers.providers import Provider
 from workers.providers.registry import Providers, UnknownModel
 from workers.run import Run
 from workers.settings import WorkerSettings
 from workers.table import Table
+from workers.takeover import GiveUp, GoOn, Kept, StartOver, Takeover, decide
 
 log_ = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -36,15 +36,6 @@ _T = TypeVar("_T")
 SUSPECT_LOSSES = 2
 _PAUSE_S = 0.2
 _PAGE_ENTRIES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of whom."""
-
-    provider: Provider
-    model: str
-    body: Body
 
 
 class Claims:
@@ -165,12 +156,12 @@ class Claims:
             options.on_abandon = claim.on_abandon
         question, reason, refusal = self._question(claim)
         if ending is None:
-            if claim.cancelled:
-                ending = CANCELLED
-            elif claim.shown and options.on_worker_loss == "fail":
-                ending = worker_lost()
-            else:
-                ending = refusal
+            ending = CANCELLED if claim.cancelled else refusal
+        kept, takeover = await self._take_over(key, claim, options, question, ending)
+        if isinstance(takeover, GiveUp):
+            ending = ending or worker_lost()
+        elif isinstance(takeover, GoOn) and question is not None:
+            question = replace(question, kept=takeover.text)
         owner = self._owner()
         watchers = await self._living(claim.watchers)
         waited_s = 0.0
@@ -186,7 +177,8 @@ class Claims:
             retry_token=secrets.token_urlsafe(12),
             waited_s=waited_s,
             ending=ending,
-            digest=await self._fold(key, claim.next_offset) if ending is not None and claim.attempt > 1 else None,
+            goes_on=isinstance(takeover, GoOn),
+            digest=kept.digest if ending is not None or isinstance(takeover, GoOn) else None,
         )
         run = Run(key, mark, generation, sent_at)
         self._table.enter(run, watchers, self._clock())
@@ -220,17 +212,27 @@ class Claims:
         seconds, micros = await self._broker.connections.control.time()
         return 0.0 if facts is None else max(0.0, seconds + micros / 1e6 - int(facts["created"]) / 1000)
 
-    async def _fold(self, key: StreamKey, end: int) -> TextDigest:
-        """The text that viewers see now: it stays, so `done` vouches for it."""
-        digest, first = TextDigest(), 1
-        while first < end:
-            page = await self._broker.log.read(key, first, min(_PAGE_ENTRIES, end - first))
-            if not page:
-                break
+    async def _take_over(
+        self, key: StreamKey, claim: Claim, options: Options, question: Question | None, ending: Ending | None
+    ) -> tuple[Kept, Takeover]:
+        """What the log holds of attempts before this one, as far as anybody has to know, and what becomes of it."""
+        kept = Kept()
+        has_tools = question is not None and bool(question.body.tools)
+        is_plain = options.on_worker_loss == "restart" and not has_tools
+        if claim.attempt == 1 or (ending is None and (is_plain or not (claim.shown or has_tools))):
+            return kept, StartOver()
+        while kept.count < claim.next_offset - 1:
+            count = min(_PAGE_ENTRIES, claim.next_offset - 1 - kept.count)
+            page = await self._broker.log.read(key, kept.count + 1, count)
+            if not page:  # Redis lost it since the claim: the first append will say so
+                return kept, StartOver()
             for kind, data in page:
-                digest.add(kind, data)
-            first += len(page)
-        return digest
+                kept.add(kind, data)
+        if ending is not None or question is None:
+            return kept, StartOver()
+        continues = question.provider.continues(question.model)
+        structured = question.body.schema is not None
+        return kept, decide(options.on_worker_loss, kept, continues, structured=structured)
 
     async def _is_suspect(self, key: StreamKey) -> bool:
         try:

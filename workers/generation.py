@@ -113,9 +113,11 @@ class Generation:
         retry_token: str,
         waited_s: float = 0.0,
         ending: Ending | None = None,
+        goes_on: bool = False,
         digest: TextDigest | None = None,
     ) -> None:
-        """`ending` ends the run before it starts; then, and if content is shown, `digest` is the fold of the log.
+        """`ending` ends the run before it starts. `goes_on` keeps what the log shows and adds to it; otherwise that
+        is reset. With either, `digest` is the fold of the log if anything is shown.
 
         `waited_s` is how long the request has been unattended if nobody watches it now.
         """
@@ -145,14 +147,15 @@ class Generation:
         self._content_at = self._reset_at = self._done_at = 0
         self._opening: list[Entry] = []
         if ending is None:
-            self._open(claim)
+            self._opening.append(("started", encode_data(kinds.Started(claim.attempt))))
+            if claim.shown:
+                self._opening.append(("notice", encode_data(kinds.Notice("worker_lost"))))
+                if not goes_on:
+                    self._reset()
 
-    def _open(self, claim: Claim) -> None:
-        self._opening.append(("started", encode_data(kinds.Started(claim.attempt))))
-        if claim.shown:
-            self._opening.append(("notice", encode_data(kinds.Notice("worker_lost"))))
-            self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
-            self._reset_at = self._top + len(self._opening)
+    def _reset(self) -> None:
+        self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
+        self._reset_at = self._top + len(self._opening)
 
     # -- the provider's side
 
@@ -191,6 +194,16 @@ class Generation:
             self._outbox.trim(LOG_BYTES - RESERVE_BYTES - self._log_bytes)
             self._ending = None  # whatever the provider said at its end, not all of it fits
             self.end(TOO_LONG)
+
+    def start_over(self) -> bool:
+        """The provider refuses to go on: void what was shown before this attempt, to ask anew.
+
+        False, and nothing happens, once the provider said anything or the run has ended.
+        """
+        if self.ended or self._spoken_at is not None:
+            return False
+        self._reset()
+        return True
 
     def fail(self, error: providers.ProviderError) -> None:
         """The provider failed: what it said before is kept."""

@@ -15,9 +15,9 @@ from hub.broker.broker import Broker
 from hub.broker.connections import Unreachable
 from hub.broker.keys import TAKEOVER_LANE
 from hub.broker.lanes import Ticket
-from workers.answer import read_answer
+from workers.answer import Question, read_answer
 from workers.appender import Appender
-from workers.claims import Claims, Question
+from workers.claims import Claims
 from workers.inbox import Inbox
 from workers.intake import ALL_LANES, Intake
 from workers.lease import LeaseKeeper
@@ -145,9 +145,7 @@ class Worker:
 
     async def _generate(self, run: Run, question: Question | None, ticket: Ticket) -> None:
         if question is not None and not run.generation.ended:
-            reading = read_answer(
-                run, question.provider, question.model, question.body, self.appender.mark, self._clock
-            )
+            reading = read_answer(run, question, self.appender.mark, self._clock)
             run.reader = self._group.create_task(reading)
         await self._claims.drop(ticket)
         await run.over.wait()

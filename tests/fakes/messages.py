@@ -81,7 +81,7 @@ def check(headers: Mapping[str, str], body: dict[str, Any]) -> None:
     if body.get("stream") is not True:
         raise Refusal(400, "stream: this fake only streams")
     _check_model(body)
-    _check_messages(body["messages"])
+    _check_messages(body["messages"], body["model"])
     if not isinstance(body["max_tokens"], int) or body["max_tokens"] < 1:
         raise Refusal(400, "max_tokens: must be greater than or equal to 1")
     if not isinstance(body.get("system", ""), str | list):
@@ -104,7 +104,7 @@ def _check_model(body: dict[str, Any]) -> None:
         raise Refusal(400, "temperature: range: 0..1")
 
 
-def _check_messages(messages: Any) -> None:
+def _check_messages(messages: Any, model: str) -> None:
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "messages: at least one message is required")
     for index, message in enumerate(messages):
@@ -117,7 +117,10 @@ def _check_messages(messages: Any) -> None:
         if not message["content"]:
             raise Refusal(400, f"messages.{index}: all messages must have non-empty content")
     if messages[-1]["role"] != "user":
-        raise Refusal(400, "This model does not support assistant message prefill.")
+        if "-4-5" not in model:
+            raise Refusal(400, "This model does not support assistant message prefill.")
+        if last_prompt(messages) != last_prompt(messages).rstrip():
+            raise Refusal(400, "messages: final assistant content cannot end with trailing whitespace")
 
 
 def quoted(text: str) -> bytes:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from math import inf
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from workers.attendance import Attendance
+
+RULES = st.sampled_from(["cancel", "continue"])
 
 
 def attendance(rule: str = "cancel", after_s: float = 10.0) -> Attendance:
@@ -69,3 +74,50 @@ def test_a_detach_may_change_the_rule() -> None:
     assert waits.bound == inf and not waits.is_abandoned(200.0)
     waits.override("cancel")
     assert waits.bound == 512 and waits.is_abandoned(200.0)
+
+
+class AnyAttendance(RuleBasedStateMachine):
+    """Demand that comes, goes and is stated anew, rules that change, time: against the words of protocol §6."""
+
+    @initialize(rule=RULES)
+    def begin(self, rule: str) -> None:
+        self.now = 100.0
+        self.waits = attendance(rule, after_s=10.0)
+        self.rule = rule
+        self.watched = False
+        self.demands = [0]
+        self.unattended_since: float | None = 100.0
+        self.was_left = False
+
+    @rule(demand=st.integers(0, 50), watched=st.booleans())
+    def update(self, demand: int, watched: bool) -> None:
+        self.waits.update(demand, watched or demand > 0, self.now)
+        self.watched = watched or demand > 0
+        self.demands.append(demand)
+        if demand:
+            self.unattended_since = None
+        elif self.unattended_since is None:
+            self.unattended_since = self.now
+
+    @rule(rule=RULES)
+    def override(self, rule: str) -> None:
+        self.waits.override(rule)
+        self.rule = rule
+
+    @rule(passed=st.floats(0, 12))
+    def look(self, passed: float) -> None:
+        self.now += passed
+        left = self.unattended_since is not None and self.now - self.unattended_since >= 10.0
+        self.was_left |= left
+        assert self.waits.is_abandoned(self.now) == (left and self.rule == "cancel")
+
+    @invariant()
+    def the_bound_is_what_was_asked_for_and_the_run_ahead(self) -> None:
+        if not hasattr(self, "waits"):
+            return
+        free = self.rule == "continue" and (self.was_left or not self.watched)
+        assert self.waits.bound == (inf if free else max(self.demands) + 512)
+
+
+AnyAttendance.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+test_any_attendance = AnyAttendance.TestCase

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from headrace.protocol.entries import TEXT_BYTES, delta_text
+from headrace.protocol.entries import TEXT_BYTES, Entry, delta_text
 from workers.batching import ENTRY_WEIGHT, Outbox
 
 EVERYTHING = 1 << 30
@@ -129,6 +130,7 @@ PIECES = st.text(st.characters(codec=None)) | st.text("\ud83c\udf1ea")
 SAID = st.lists(st.tuples(st.sampled_from(["text", "reasoning"]), PIECES), max_size=30)
 
 
+@settings(deadline=None)
 @given(SAID, st.integers(1, 4000))
 def test_nothing_is_lost_or_reordered_within_a_kind(pieces: list[tuple[str, str]], limit: int) -> None:
     """Both kinds read on their own are what the provider said; halves that are not in a row are replaced."""
@@ -156,3 +158,72 @@ def test_nothing_is_lost_or_reordered_within_a_kind(pieces: list[tuple[str, str]
 
 def mended(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+class AnyOutbox(RuleBasedStateMachine):
+    """Pieces, whole entries, halves of characters, partial takes and trims: what comes out is what went in, in order,
+    in entries of bounded size, and the weight is always that of what is left."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.outbox = Outbox()
+        self.said: list[tuple[str, str, str]] = []  # kind, call, text
+        self.taken: list[Entry] = []
+
+    @rule(kind=st.sampled_from(["text", "reasoning", "tool_input"]), call=st.sampled_from("ab"), text=PIECES)
+    def text(self, kind: str, call: str, text: str) -> None:
+        call = call if kind == "tool_input" else ""
+        self.outbox.text(kind, text, call)
+        if not text:
+            return
+        if self.said and self.said[-1][:2] == (kind, call):
+            text = self.said.pop()[2] + text
+        self.said.append((kind, call, text))
+
+    @rule(text=st.sampled_from(["x" * TEXT_BYTES, "€" * 700, "ab" * 1500 + "\ud83c"]))
+    def much(self, text: str) -> None:
+        self.text("text", "", text)
+
+    @rule(data=st.binary(max_size=9))
+    def entry(self, data: bytes) -> None:
+        self.outbox.entry("citation", data)
+        self.said.append(("citation", "", data.hex()))
+
+    @rule(limit=st.integers(1, 6000))
+    def take(self, limit: int) -> None:
+        before = len(self.outbox)
+        entries = self.outbox.take(limit)
+        assert bool(entries) == bool(before) and len(self.outbox) == before - len(entries)
+        weights = [ENTRY_WEIGHT + len(data) for kind, data in entries if kind != "tool_input"]
+        assert len(entries) == 1 or sum(weights) <= limit
+        self.taken += entries
+
+    @invariant()
+    def what_is_pending_has_its_weight(self) -> None:
+        if hasattr(self, "outbox"):
+            assert (self.outbox.size == 0) == (len(self.outbox) == 0)
+            assert self.outbox.size >= ENTRY_WEIGHT * len(self.outbox)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "outbox"):
+            return
+        self.outbox.flush()
+        while len(self.outbox):
+            self.take(6000)
+        assert self.outbox.size == 0
+        heard: list[tuple[str, str, str]] = []
+        for kind, data in self.taken:
+            assert kind == "citation" or 0 < len(data) <= TEXT_BYTES + 64
+            if kind == "citation":
+                heard.append((kind, "", data.hex()))
+                continue
+            call, text = delta_text(kind, data)
+            call = call or ""
+            if heard and heard[-1][:2] == (kind, call):
+                text = heard.pop()[2] + text
+            heard.append((kind, call, text))
+        assert heard == [(k, c, t if k == "citation" else mended(t)) for k, c, t in self.said]
+
+
+AnyOutbox.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+test_any_outbox = AnyOutbox.TestCase

@@ -19,7 +19,7 @@ from hub.broker.keys import TAKEOVER_LANE, StreamKey, stream_key
 from hub.broker.mailbox import Wish
 from tests.conftest import StartWorker
 from tests.workers.listener import Listener, ask, ending, eventually, kinds, listening, log_of, text
-from workers.providers import Event, Text
+from workers.providers import Event, Provider, Text
 from workers.providers.registry import Providers
 from workers.providers.scripted import ScriptedProvider
 from workers.settings import WorkerSettings
@@ -45,11 +45,11 @@ class Watched(ScriptedProvider):
         #: How long the body takes to end after the last event.
         self.lingers_s = 0.0
 
-    async def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         self.calls += 1
         self.open += 1
         try:
-            async with aclosing(super().stream(model, body)) as events:
+            async with aclosing(super().stream(model, body, kept)) as events:
                 async for some in events:
                     yield some
             await asyncio.sleep(self.lingers_s)
@@ -61,15 +61,21 @@ class Watched(ScriptedProvider):
 @asynccontextmanager
 async def watched_worker(broker: Broker, url: str, **settings: Any) -> AsyncIterator[tuple[Worker, Watched]]:
     """A worker over the test's own broker, whose provider can be looked at."""
-    providers = Providers(frozenset({"scripted", "fallback"}))
     provider = Watched()
-    providers._made["scripted"] = provider
+    async with worker_with(broker, url, provider, **settings) as worker:
+        yield worker, provider
+
+
+@asynccontextmanager
+async def worker_with(broker: Broker, url: str, scripted: Provider, **settings: Any) -> AsyncIterator[Worker]:
+    """A worker over the test's own broker, with another provider under the name of the scripted one."""
+    providers = Providers(frozenset({"fallback"}), made={"scripted": scripted})
     worker = Worker(WorkerSettings(redis_url=url, **({"drain_timeout_s": 0.0} | settings)), broker, providers)
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(10):
             await worker.ready.wait()
-        yield worker, provider
+        yield worker
     finally:
         worker.stop()
         worker.stop()
@@ -133,7 +139,7 @@ async def test_a_failing_provider_ends_the_answer_with_its_text_kept(broker: Bro
 class Broken(ScriptedProvider):
     """Breaks its promises: ends without a Stop, or with an error that is none of a provider's."""
 
-    async def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         yield [Text("half ")]
         if model == "raises":
             raise LookupError("a defect")
@@ -143,8 +149,7 @@ class Broken(ScriptedProvider):
 async def test_a_provider_that_breaks_its_promises_costs_its_own_answer_only(
     broker: Broker, redis_url: str, model: str, code: str
 ) -> None:
-    async with watched_worker(broker, redis_url) as (worker, _):
-        worker._claims._providers._made["scripted"] = Broken()
+    async with worker_with(broker, redis_url, Broken()):
         _, done = await ending(broker, await ask(broker, f"scripted/{model}", "r1"))
         assert (done["status"], done["error"]["code"], done["text_bytes"]) == ("failed", code, 5)
         _, done = await ending(broker, await ask(broker, "fallback/", "r2"))

@@ -8,7 +8,7 @@ stream that merely ends is a failed answer, never a short one.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -75,14 +75,31 @@ class Stop(Event, gc=False):
 
 
 class ProviderError(Exception):
-    """A provider failed. `message` is shown to viewers: it never holds a secret, a prompt or a provider's body."""
+    """A provider failed. `message` is shown to viewers: it never holds a secret, a prompt or a provider's body.
 
-    def __init__(self, code: str, message: str, *, after_ms: int | None = None, retry: Retry | None = None) -> None:
+    `refused` means that the request itself was not accepted, before any answer: another one might be.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        after_ms: int | None = None,
+        retry: Retry | None = None,
+        refused: bool = False,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.after_ms = after_ms
         self.retry: Retry = retry or DONE_ERROR_CODES[code]
+        self.refused = refused
+
+
+Continues = Literal["no", "prefix", "turn"]
+"""How a model goes on with an answer that was cut off: not at all; from the text as the beginning of its own answer;
+or asked, in a turn after the text, to write the rest."""
 
 
 class Provider(Protocol):
@@ -92,10 +109,15 @@ class Provider(Protocol):
     mode: str
     """`live`, or `fallback` for the responder that needs no model."""
 
-    def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+    def continues(self, model: str) -> Continues:
+        """What `model` can do with the beginning of an answer."""
+        ...
+
+    def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         """Ask `model` and yield what it says. Closing the generator closes the provider's socket.
 
-        Raises ProviderError.
+        With `kept`, the beginning of the answer without white space at its end: yield what follows it, as far as
+        `continues` allows. Raises ProviderError.
         """
         ...
 

@@ -5,13 +5,14 @@ Key and URL come from what the SDK reads itself (`ANTHROPIC_API_KEY` or `ANTHROP
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
 
 from headrace.protocol.body import Body
-from workers.providers import Citation, Event, Speaker, Stop, Usage
+from workers.providers import Citation, Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
 from workers.providers.sdk import POOL_CONNECTIONS, SdkProvider, silence
@@ -32,11 +33,16 @@ STOP_REASONS = {
     "refusal": "refusal",
     "model_context_window_exceeded": "context",
 }
+#: The last models that take the beginning of their own answer; later ones want the user to have the last word.
+_TAKES_PREFIX = re.compile(r"claude-(haiku|sonnet|opus)-4-5(-|$)")
 
 
 class AnthropicProvider(SdkProvider):
     name = "anthropic"
     account = ACCOUNT
+
+    def continues(self, model: str) -> Continues:
+        return "prefix" if _TAKES_PREFIX.match(model) else "turn"
 
     def _make_client(self) -> Any:
         import anthropic

@@ -68,7 +68,7 @@ def provider_failure(account: Account, failure: Failure, now: float) -> Provider
         return ProviderError("provider_error", message, retry="no")
     if status == 413 or kinds & _CONTEXT_KINDS or any(phrase in text for phrase in _CONTEXT_PHRASES):
         message = f"{answered} (the conversation is longer than the model takes): send fewer or shorter messages"
-        return ProviderError("context_length_exceeded", message)
+        return ProviderError("context_length_exceeded", message, refused=True)
     if kinds & _BLOCKED_KINDS or any(phrase in text for phrase in _BLOCKED_PHRASES):
         return ProviderError("content_blocked", f"{answered} (blocked by its content filter)")
     if status == 429 or kinds & _RATE_KINDS:
@@ -92,6 +92,7 @@ def _other(account: Account, answered: str, status: int, kinds: frozenset[str]) 
         message = f"{answered} (no such model or path): check the model's name, and {account.url_variable} if it is set"
     elif 400 <= status < 500 or kinds & _REQUEST_KINDS:
         message = f"{answered} (it did not accept the request): check the model's name and the request's options"
+        return ProviderError("provider_error", message, retry="no", refused=True)
     elif status:
         return ProviderError("provider_error", f"{answered} (its own failure)")
     else:

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator
 
 from headrace.protocol.body import Body
-from workers.providers import Event, Speaker, Stop, Text, Usage
+from workers.providers import Continues, Event, Speaker, Stop, Text, Usage
 
 MODEL = "rules"
 
@@ -69,7 +69,10 @@ class FallbackProvider:
     name = "fallback"
     mode = "fallback"
 
-    async def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+    def continues(self, model: str) -> Continues:
+        return "no"
+
+    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         yield [Speaker(MODEL)]
         for piece in pieces(reply(body.messages[-1].content)):
             yield [Text(piece)]

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from headrace.protocol.body import Body
-from workers.providers import Event, Speaker, Stop, Usage
+from workers.providers import Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder
 from workers.providers.failures import Account, Failure, provider_failure
 from workers.providers.sdk import POOL_CONNECTIONS, SdkProvider, silence
@@ -37,6 +37,9 @@ _FAILED_REASONS = frozenset({"error", "insufficient_system_resource"})
 class OpenAIProvider(SdkProvider):
     name = "openai"
     account = ACCOUNT
+
+    def continues(self, model: str) -> Continues:
+        return "turn"
 
     def _make_client(self) -> Any:
         import httpx2

@@ -61,9 +61,16 @@ class Choice:
 class Providers:
     """The providers of one process. Objects are made when first asked for and belong to one event loop."""
 
-    def __init__(self, available: frozenset[str], *, requests: int = REQUESTS) -> None:
-        self.available = available
-        self._made: dict[str, Provider] = {}
+    def __init__(
+        self,
+        available: frozenset[str],
+        *,
+        requests: int = REQUESTS,
+        made: Mapping[str, Provider] | None = None,
+    ) -> None:
+        """`made` are objects to use as they are, by name, instead of this module's; closed with the others."""
+        self.available = available | frozenset(made or ())
+        self._made: dict[str, Provider] = dict(made or {})
         self._makers: dict[str, Callable[[], Provider]] = {
             "anthropic": lambda: AnthropicProvider(requests=requests),
             "openai": lambda: OpenAIProvider(requests=requests),

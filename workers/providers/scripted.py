@@ -16,7 +16,9 @@ The model's name is the script: `story`, or parameters such as `tokens=200,rate=
 | fail_after | – | failure after so many pieces of text … |
 | code | provider_error | … with this code of `done.error` |
 
-`max_tokens` of the request cuts the text and stops with `length`.
+`max_tokens` of the request cuts the text and stops with `length`. Asked for what follows the beginning of its own
+answer, it goes on from there, all figures counting from the answer's start; a beginning that it would not have
+written is refused; with `stamp` it goes on after as many pieces.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import msgspec
 from headrace.protocol.body import Body
 from headrace.protocol.codes import DONE_ERROR_CODES
 from workers.providers import (
+    Continues,
     Event,
     ProviderError,
     Reasoning,
@@ -151,6 +154,26 @@ def texts(script: Script, prompt: str) -> Iterator[str]:
     return (_numbered(index, script.size) for index in range(script.tokens))
 
 
+def told(script: Script, prompt: str, kept: str) -> tuple[int, int]:
+    """How far `kept` goes into the answer: whole pieces, and characters of the next.
+
+    Raises ProviderError if the answer does not begin so.
+    """
+    if script.stamp:
+        return len(kept.split()), 0
+    whole, rest = 0, kept
+    for text in texts(script, prompt) if kept else ():
+        if not rest.startswith(text):
+            if not text.startswith(rest):
+                break
+            return whole, len(rest)
+        whole, rest = whole + 1, rest[len(text) :]
+    if rest:
+        message = "scripted model: its answer does not begin with the text to go on from"
+        raise ProviderError("provider_error", message, retry="no", refused=True)
+    return whole, 0
+
+
 def _numbered(index: int, size: int) -> str:
     """A piece of exactly `size` characters that tells which one it is: `0007 ` is the eighth."""
     return f"{index % 10 ** (size - 1):0{size - 1}d} " if size > 1 else str(index % 10)
@@ -160,14 +183,18 @@ class ScriptedProvider:
     name = "scripted"
     mode = "live"
 
-    async def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+    def continues(self, model: str) -> Continues:
+        return "prefix"
+
+    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         """Follow the script in `model`. Paced by an absolute schedule: a late piece delays none after it."""
         script = parse(model)
         prompt = body.messages[-1].content
+        start = told(script, prompt, kept)
         yield [Speaker(model)]
         if script.think_ms:
             await asyncio.sleep(script.think_ms / 1000)
-        run = _Run(script, body)
+        run = _Run(script, body, start)
         async for events in _paced(run.events(prompt), script.rate):
             yield events
         if run.failed is not None:
@@ -184,9 +211,10 @@ class ScriptedProvider:
 class _Run:
     """What happens in one answer; how it ended is known when its events are used up."""
 
-    def __init__(self, script: Script, body: Body) -> None:
+    def __init__(self, script: Script, body: Body, start: tuple[int, int]) -> None:
         self._script = script
         self._max_tokens = body.max_tokens
+        self._start = start
         self.made = 0
         self.reason = "stop"
         self.failed: ProviderError | None = None
@@ -194,11 +222,13 @@ class _Run:
 
     def events(self, prompt: str) -> Iterator[Event]:
         script = self._script
-        for index in range(script.reasoning):
-            self.made += 1
-            yield Reasoning(_numbered(index, script.size))
+        first, inside = self._start
+        if not (first or inside):
+            for index in range(script.reasoning):
+                self.made += 1
+                yield Reasoning(_numbered(index, script.size))
         stall, fail, limit = script.stall_after, script.fail_after, self._max_tokens
-        for count, text in enumerate(chain(texts(script, prompt), (None,))):
+        for count, text in enumerate(chain(islice(texts(script, prompt), first, None), (None,)), first):
             if count == fail:
                 message = f"scripted failure after {count} pieces"
                 self.failed = ProviderError(script.code, message)
@@ -212,7 +242,8 @@ class _Run:
                 self.reason = "length"
                 return
             self.made += 1
-            yield Text(text)
+            yield Text(text[inside:])
+            inside = 0
         for number in range(1, script.tools + 1):
             yield from _tool_call(number)
             self.reason = "tool"

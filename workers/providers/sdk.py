@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 from headrace.protocol.body import Body
-from workers.providers import Event, ProviderError
+from workers.providers import Continues, Event, ProviderError
+from workers.providers.continuation import continued
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
 from workers.providers.sse import EventTooLarge
@@ -63,6 +64,10 @@ class SdkProvider(ABC):
         """Import the SDK and make its client. Blocking: about a second the first time."""
 
     @abstractmethod
+    def continues(self, model: str) -> Continues:
+        """What `model` can do with the beginning of an answer."""
+
+    @abstractmethod
     def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
         """The streaming request, sent on entering."""
 
@@ -91,9 +96,10 @@ class SdkProvider(ABC):
                 except Exception as error:
                     raise self._sorted(error) from None
 
-    async def stream(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
-        """Ask `model`. Closing the generator, or cancelling the task that waits for it, closes the socket.
+    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
+        """Ask `model`, for what follows `kept` if there is any (see `Provider.stream`).
 
+        Closing the generator, or cancelling the task that waits for it, closes the socket.
         Raises ProviderError; `overloaded` if all of its requests are in use for `SLOT_WAIT_S`.
         """
         try:
@@ -102,6 +108,8 @@ class SdkProvider(ABC):
         except TimeoutError:
             message = f"this worker already runs {self._requests} requests to {self.name}: try again soon"
             raise ProviderError("overloaded", message, after_ms=int(SLOT_WAIT_S * 1000)) from None
+        if kept:
+            body = continued(body, kept, self.continues(model))
         try:
             await self.warm()
             async with aclosing(self._answer(model, body)) as answer:

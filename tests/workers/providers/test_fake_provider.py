@@ -14,6 +14,7 @@ from tests.fakes import FakeProvider, completions, messages
 
 KEYED = {"authorization": "Bearer k", "anthropic-version": "2026-10-21"}
 ASK = {"model": "fake-tokens=2-rate=0", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+BEGUN = {"role": "assistant", "content": "x"}
 
 
 async def post(url: str, body: Any, headers: dict[str, str] = KEYED) -> tuple[int, str]:
@@ -30,7 +31,9 @@ async def post(url: str, body: Any, headers: dict[str, str] = KEYED) -> tuple[in
         ({"max_tokens": 1, "messages": []}, 400, "at least one message"),
         ({"max_tokens": 1, "messages": [{"role": "system", "content": "x"}]}, 400, "Unexpected role"),
         ({"max_tokens": 1, "messages": [{"role": "user", "content": ""}]}, 400, "non-empty content"),
-        ({"max_tokens": 1, "messages": [{"role": "assistant", "content": "x"}]}, 400, "prefill"),
+        ({"max_tokens": 1, "messages": [BEGUN]}, 400, "prefill"),
+        ({"max_tokens": 1, "model": "claude-opus-4-5", "messages": [BEGUN | {"content": "x "}]}, 400, "whitespace"),
+        ({"max_tokens": 1, "model": "claude-opus-4-5", "messages": [BEGUN]}, 200, "message_stop"),
         ({"max_tokens": 1, "model": "gpt-6"}, 404, "model: gpt-6"),
         ({"max_tokens": 1, "model": "claude-opus-5-5", "temperature": 1}, 400, "temperature"),
         ({"max_tokens": 1}, 200, "message_stop"),

@@ -68,3 +68,14 @@ def test_every_refusal_has_its_code_and_its_retry_rule(
 @pytest.mark.parametrize(("status", "hint"), [(401, "ACME_API_KEY"), (403, "ACME_API_KEY"), (404, "ACME_BASE_URL")])
 def test_what_an_operator_can_mend_is_named(status: int, hint: str) -> None:
     assert hint in provider_failure(ACCOUNT, Failure(status, frozenset()), NOW).message
+
+
+@pytest.mark.parametrize(
+    ("status", "kinds", "refused"),
+    [
+        (400, {"invalid_request_error"}, True), (413, {"request_too_large"}, True), (401, set(), False),
+        (404, set(), False), (429, set(), False), (500, set(), False), (0, set(), False),
+    ],
+)  # fmt: skip
+def test_only_what_another_request_may_mend_is_refused(status: int, kinds: set[str], refused: bool) -> None:
+    assert provider_failure(ACCOUNT, Failure(status, frozenset(kinds)), NOW).refused is refused

@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from workers.providers.anthropic import AnthropicProvider
+from workers.providers.fallback import FallbackProvider
 from workers.providers.registry import TIER_MODELS, TIERS, Choice, Providers, UnknownModel
 
 BOTH = {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "o"}
@@ -81,6 +82,21 @@ async def test_a_provider_is_made_once() -> None:
     assert isinstance(providers.get("anthropic"), AnthropicProvider)
     assert providers.get("anthropic") is providers.get("anthropic")
     await providers.close()
+
+
+async def test_a_provider_that_is_brought_along_is_used_and_closed_with_the_others() -> None:
+    class Closing(FallbackProvider):
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    brought = Closing()
+    providers = Providers(frozenset({"fallback"}), made={"scripted": brought})
+    assert providers.available == {"fallback", "scripted"} and providers.get("scripted") is brought
+    assert providers.resolve("scripted/any").provider == "scripted"
+    await providers.close()
+    assert brought.closed
 
 
 async def test_warming_imports_the_sdks_and_closing_ends_their_clients(environment: None) -> None:

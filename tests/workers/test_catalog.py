@@ -1,0 +1,88 @@
+"""`headrace.toml`: what it means, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workers.catalog import ModelEntry, WrongCatalog, load
+
+
+def written(path: Path, text: str) -> Path:
+    file = path / "headrace.toml"
+    file.write_text(text)
+    return file
+
+
+def test_without_a_file_either_key_is_enough_for_every_tier() -> None:
+    catalog = load(None)
+    for tier in ("fast", "standard", "premium"):
+        entry = catalog.tier(tier)
+        assert entry is not None
+        assert {name.partition("/")[0] for name in entry.models} == {"anthropic", "openai"}
+        assert entry.after_content == ("splice", "restart")  # never text that no model wrote
+    assert catalog.tier("complex") == catalog.tier("premium")
+    assert catalog.tier("nonsense") is None
+    assert catalog.providers["anthropic"].has_key({"ANTHROPIC_API_KEY": "k"})
+    assert not catalog.providers["anthropic"].has_key({"ANTHROPIC_API_KEY": ""})
+
+
+def test_a_file_is_laid_over_the_defaults_key_by_key(tmp_path: Path) -> None:
+    text = """
+        [providers.local]
+        format = "openai"
+        base_url = "http://127.0.0.1:9000/v1"
+
+        [providers.anthropic.clocks]
+        idle_s = 7
+
+        [tiers.fast]
+        models = ["local/llama", "anthropic/claude-haiku-5-5"]
+    """
+    catalog = load(written(tmp_path, text))
+    assert catalog.providers["local"].has_key({})
+    assert catalog.providers["anthropic"].format == "anthropic"
+    assert catalog.providers["anthropic"].clocks.idle_s == 7
+    assert catalog.providers["anthropic"].clocks.connect_s == 5
+    fast, standard = catalog.tier("fast"), catalog.tier("standard")
+    assert fast is not None and fast.models == ("local/llama", "anthropic/claude-haiku-5-5")
+    assert standard == load(None).tier("standard")
+    assert catalog.model("local/llama") == ModelEntry()
+    assert not catalog.model("anthropic/claude-haiku-5-5").sampling
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('[providers.x]\nformat = "smtp"', r"2: providers\.x\.format .*smtp"),
+        ('[providers.x]\nbase_url = "y"', r"1: providers\.x `format` is missing"),
+        ("[providers.openai]\n\nrequests = 0", r"3: providers\.openai\.requests .*>= 1"),
+        ('[providers.openai]\nkeys = ["X"]', r"2: providers\.openai\.keys is no such key"),
+        ('[providers.openai.clocks]\nidle_s = "x"', r"2: providers\.openai\.clocks\.idle_s .*float"),
+        ('[providers.fallback]\nformat = "openai"', r"1: providers\.fallback is no name"),
+        ('[models."foo/bar"]', r'1: models\."foo/bar" names no provider'),
+        ('# why\n[models."openai/x"]\ncontext = -1', r'3: models\."openai/x"\.context'),
+        ('[tiers.fast]\nmodels = ["gpt"]', r"2: tiers\.fast\.models “gpt” is not provider/model"),
+        ("[tiers.fast]\nmodels = []", r"2: tiers\.fast\.models .*length >= 1"),
+        ('[tiers.fast]\nafter_content = ["splice"]', r"2: tiers\.fast\.after_content .*ends with restart or error"),
+        ('[complexity]\nsimple = "none"', r"2: complexity\.simple must name a tier"),
+        ("[colours]\na = 1", r"1: colours is not known here"),
+        ("tiers = 3", r"1: tiers must be a table"),
+        ("[providers", r"at the end of a table declaration"),
+    ],
+)
+def test_a_wrong_file_is_told_its_line_its_key_and_what_would_be_right(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    with pytest.raises(WrongCatalog, match=complaint) as caught:
+        load(written(tmp_path, text))
+    assert "headrace.toml" in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WrongCatalog, match=r"absent\.toml: cannot be read"):
+        load(tmp_path / "absent.toml")
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9")
+    with pytest.raises(WrongCatalog, match="UTF-8"):
+        load(tmp_path / "latin.toml")
