@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -242,6 +243,43 @@ def replay(
     raise typer.Exit(play(file, None if instant else speed))
 
 
+class By(str, Enum):
+    """What to add up by."""
+
+    user = "user"
+    org = "org"
+    model = "model"
+    day = "day"
+
+
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command(
+    epilog=examples(
+        ("headrace usage", "the last 30 days, by model"),
+        ("headrace usage --by user --since 7d", "the most expensive first"),
+        ("headrace usage --by day --since 2026-11-01 --org acme", ""),
+        ("headrace usage --by org --json | jq 'map(.cost_micros) | add'", "in millionths of a dollar"),
+    )
+)
+def usage(
+    by: Annotated[By, typer.Option(help="What to add up by.")] = By.model,
+    since: Annotated[str, typer.Option(help="24h, 7d, or a date like 2026-11-01 (UTC).")] = "30d",
+    org: Annotated[str | None, typer.Option(help="Of this organisation only.")] = None,
+    user: Annotated[str | None, typer.Option(help="Of this user only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was used and what it cost.
+
+    Reads the ledger that the hubs write: HEADRACE_LEDGER, or the file they use when it is not set. Every call of a
+    provider counts, also those that failed, were cancelled, or were lost with their worker.
+    """
+    from hub.cli.usage import show
+
+    raise typer.Exit(show(by.value, since, org, user, as_json=as_json))
+
+
 @app.command(epilog=examples(("headrace doctor", "before the first start, and when something is odd")))
 def doctor(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port that the hub is to use.")] = 8080,
@@ -269,7 +307,6 @@ dead = typer.Typer(
 )
 app.add_typer(dead, name="dead")
 DeadStream = Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @dead.command(

@@ -108,6 +108,24 @@ class Stack:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
 
+    async def replace(self, child: Child, address: tuple[str, int] | None) -> Child:
+        """Start another in the place of a child that ended, a hub at its address; returns when that one is ready.
+
+        Raises Failure as `until_ready` does.
+        """
+        del self._ready[child]
+        async with asyncio.timeout(START_S):
+            if address is None:
+                successor = await self.start_worker(child.name)
+                await self._first(successor, self._ready[successor])
+            else:
+                successor = await self.start_hub(child.name, *address)
+                while not self._ready[successor].is_set() and not successor.ended.is_set():
+                    if await is_ready(*address):
+                        self._ready[successor].set()
+                    await asyncio.sleep(_POLL_S)
+        return successor
+
     async def first_to_end(self) -> Child:
         """Wait until any child ends; that one."""
         waits = {asyncio.ensure_future(child.ended.wait()): child for child in self._ready}

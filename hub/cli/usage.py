@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,47 +15,49 @@ from rich.table import Table
 from rich.text import Text
 
 from hub.cli.failure import Failure, one_line
-from hub.ledger import GROUPS, By, LedgerDown, Query, Total, WrongLedger, connect
-
-_UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-
-
-def since_ms(text: str, now: float) -> int:
-    """`30m`, `24h`, `7d`, `4w` before `now` (Unix seconds), or a date or time in ISO 8601, UTC where it names no
-    zone. Raises ValueError.
-    """
-    ago = re.fullmatch(r"(\d{1,6})([mhdw])", text)
-    if ago:
-        return int((now - int(ago[1]) * _UNITS_S[ago[2]]) * 1000)
-    moment = datetime.fromisoformat(text)
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+from hub.ledger import DEFAULT, GROUPS, OFF, By, LedgerAbsent, LedgerDown, Query, Total, WrongLedger, connect
+from hub.ledger.since import HOW, since_ms
 
 
-def show(by: By, since: str, org: str | None, user: str | None, as_json: bool) -> None:
+def show(by: By, since: str, org: str | None, user: str | None, *, as_json: bool) -> int:
     """Print it. Raises Failure."""
+    url = _url()
     now = time.time()
     try:
         start = since_ms(since, now)
     except ValueError:
-        raise Failure(f"“{since}” is no time: write 24h, 7d, or a date like 2026-11-01") from None
-    query = Query(by, start, int(now * 1000) + 1, org, user)
-    totals = asyncio.run(_ask(os.environ.get("HEADRACE_LEDGER") or DEFAULT_LEDGER, query))
+        raise Failure(f"--since “{one_line(since)}”: write {HOW}") from None
+    totals = asyncio.run(_ask(url, Query(by, start, int(now * 1000) + 1, org, user)))
     if as_json:
         print(msgspec.json.encode(totals).decode())
-        return
-    Console(highlight=False).print(table(by, totals) if totals else f"Nothing was used since {since}.")
+    elif totals:
+        Console(highlight=False).print(table(by, totals))
+    else:
+        print(f"nothing was used since {datetime.fromtimestamp(start / 1000, UTC):%Y-%m-%d %H:%M} UTC, as far as asked")
+    return 0
+
+
+def _url() -> str:
+    """The ledger that hubs with this environment use. Raises Failure."""
+    url = os.environ.get("HEADRACE_LEDGER") or DEFAULT
+    if url == OFF:
+        raise Failure("HEADRACE_LEDGER is off: no usage is kept; set it to sqlite:FILE or postgresql://… for the hubs")
+    return url
 
 
 async def _ask(url: str, query: Query) -> list[Total]:
     try:
-        ledger = connect(url)
+        ledger = connect(url, reads_only=True)
     except WrongLedger as error:
         raise Failure(f"HEADRACE_LEDGER: {one_line(error)}") from None
     try:
-        await ledger.open()
         return await ledger.totals(query)
+    except LedgerAbsent as error:
+        raise Failure(
+            f"{one_line(error)}; a hub makes the ledger at its start. If yours keeps another, set HEADRACE_LEDGER to it"
+        ) from None
     except LedgerDown as error:
-        raise Failure(f"the ledger cannot be read: {one_line(error)}") from None
+        raise Failure(f"the ledger cannot be read: {one_line(error)}; is HEADRACE_LEDGER right?") from None
     finally:
         await ledger.close()
 
@@ -87,6 +88,3 @@ def _remarks(total: Total) -> list[str]:
     if total.estimated:
         remarks.append(f"{total.estimated} estimated")
     return remarks
-
-
-DEFAULT_LEDGER = "sqlite:headrace-usage.db"

@@ -44,6 +44,18 @@ def test_its_end_by_a_signal_leaves_no_process_behind() -> None:
         until(lambda: not marked("demo"), "its hubs, worker and Redis end with it", within_s=10)
 
 
+@needs_proc
+@pytest.mark.timeout(90)
+def test_chaos_breaks_things_and_counts_nothing_lost() -> None:
+    done = run("demo", "--chaos", "--seconds", "8", environ=environment(TEST_MARK="demo-chaos"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert marked("demo-chaos") == {}
+    assert re.search(r"(killed|cut)\s+[1-9]", done.stdout)
+    assert re.search(r"answers\s+[1-9]", done.stdout)
+    for figure in ("lost", "doubled", "wrong texts", "never ended"):
+        assert re.search(rf"^ *{figure} +0 *$", done.stdout, re.MULTILINE), figure
+
+
 def delta(offset: int, first: int | None = None) -> Delta:
     return Delta(stream="g_1", first=UNSET if first is None else first, offset=offset, text="x")
 
