@@ -280,7 +280,7 @@ class Endpoint:
         except Rejected as rejected:
             error = rejected
         except (*Unreachable, TimeoutError) as unreachable:
-            log_.warning("a request met no Redis", error=type(unreachable).__name__)
+            self.node.missed_redis(unreachable)
             error = overloaded()
         except Exception:
             log_.exception("a request failed")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+import structlog
+
 from headrace.protocol.codes import CloseCode
 from headrace.protocol.frames import Drain, StatusFrame
 from hub.auth import Authenticator
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 #: A drain closes what is due this often, in seconds, and so many at once at most.
 SLICE_S = 0.05
 SLICE = 100
+#: Requests that met no Redis are told of again after this long without one, in seconds.
+QUIET_S = 10.0
 
 
 class Node:
@@ -42,6 +46,9 @@ class Node:
         self.origins = _names(settings.allowed_origins)
         self.connections: set[Endpoint] = set()
         self.is_draining = False
+        #: One of the hub's own tasks failed: the process ends, and says so by its exit status.
+        self.is_broken = False
+        self._missed_redis_at = float("-inf")
         self._devices: dict[tuple[str, str, str], Endpoint] = {}
         #: Looks at sockets for signs of life; set by the server.
         self.check_life: Callable[[float], None] = lambda now: None
@@ -56,6 +63,13 @@ class Node:
             tasks.create_task(Reconciler(self.relay).run())
             tasks.create_task(self.broker.janitor.run())
             tasks.create_task(self._watch_clock())
+
+    def missed_redis(self, error: BaseException) -> None:
+        """A request met no Redis. One line an outage, not one a request."""
+        now = self.now()
+        if now - self._missed_redis_at > QUIET_S:
+            structlog.get_logger(__name__).warning("requests meet no Redis", error=type(error).__name__)
+        self._missed_redis_at = now
 
     def connect(self, endpoint: Endpoint) -> None:
         self.connections.add(endpoint)

@@ -9,7 +9,8 @@ every announcement with the offset it relayed last; a hub that has less reads th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 import structlog
 
@@ -82,11 +83,12 @@ class Relay:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something for a stream in the background; `run` ends it. Its errors are logged."""
         task = asyncio.ensure_future(self.guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it would complain
 
     async def guarded(self, work: Awaitable[None]) -> None:
         """Do something for one stream; its errors are logged, and end nothing else."""

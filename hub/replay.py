@@ -8,7 +8,8 @@ reaches; those at the same place share theirs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from headrace.protocol.cursor import MAX_INT
 from headrace.protocol.entries import Entry
@@ -32,7 +33,7 @@ class Replay:
         counts: Counts,
         delivery: Delivery,
         *,
-        spawn: Callable[[Awaitable[None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
         short: Callable[[Tail, int], Awaitable[None]],
     ) -> None:
         self._broker = broker

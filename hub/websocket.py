@@ -23,6 +23,7 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.protocol import OPEN
@@ -70,8 +71,18 @@ class HubProtocol(WebSocketsSansIOProtocol):
         self.transport.set_write_buffer_limits(high=0)
 
     async def run_asgi(self) -> None:
+        """As the base class does it, but for a refusal: that is an answer, and no error of ours to log."""
         self.scope["headrace.socket"] = self  # type: ignore[typeddict-unknown-key]
-        await super().run_asgi()
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except Exception:
+            self.logger.exception("a connection failed")
+            self.send_500_response()
+        finally:
+            if self.close_timer is None:
+                self.transport.close()
 
     def serve(self, endpoint: Endpoint, message_bytes: int) -> None:
         """From now on messages go to `endpoint`; of one above `message_bytes` it is only told that it came."""

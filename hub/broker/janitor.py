@@ -28,19 +28,22 @@ from headrace.protocol.entries import Done, DoneError, TextDigest, encode_data
 from hub.broker import keys, mailbox
 from hub.broker.accept import new_mark
 from hub.broker.connections import Unreachable
+from hub.broker.consumers import forget_dead
 from hub.broker.keys import LANES, TAKEOVER_LANE, StreamKey
+from hub.broker.lanes import GROUP as WORKERS
 from hub.broker.lanes import Lanes
 from hub.broker.letters import Letters
 from hub.broker.live import LiveIndex
 from hub.broker.log import Claim, StreamLog
 from hub.broker.settings import BrokerSettings
+from hub.broker.usage import GROUP as LEDGER
 
 log_ = structlog.get_logger(__name__)
 
 #: A queued stream this much older than the oldest entry of its lane is in no lane.
 QUEUE_SLACK_MS = 5_000
 #: A generation is given up after this many lost attempts without a new content entry …
-BARREN_ATTEMPTS = 3
+BARREN_ATTEMPTS = 4
 #: … or this many in all.
 LOST_ATTEMPTS = 6
 #: An index entry without a stream is kept this long: its accept may be under way.
@@ -213,6 +216,8 @@ class Janitor:
             for lane in (TAKEOVER_LANE, *LANES):
                 for key in await self._lanes.requeue_lost(lane):
                     log_.warning("lane entry was pending with nobody", stream=keys.stream_of(key), lane=lane)
+                await forget_dead(self._redis, keys.lane(lane), WORKERS)
+            await forget_dead(self._redis, keys.usage(), LEDGER)
             self._memory.prune(now_ms)
 
     async def _look(self, due: list[StreamKey], now_ms: int) -> None:

@@ -16,6 +16,8 @@ The organisation comes from the token: a stream of somebody else is a key that d
 | `hr:janitor`                   | string     | who sweeps now; saves work, guards nothing                       |
 | `hr:mail:<incarnation>`        | stream     | `p`: packets for one hub or worker                               |
 | `hr:usage`                     | stream     | `r`: what provider calls used, until the ledger has it           |
+| `hr:breaker:<provider/model/…>`| hash       | how calls with one credential fared lately, scripts/breaker.lua  |
+| `hr:providers`                 | hash       | how providers fare, as each worker sees it, see health.py        |
 
 Organisation, user and request key are percent-encoded: none can forge a tag or another tenant's key.
 """
@@ -102,6 +104,14 @@ def usage() -> str:
     return "hr:usage"
 
 
+def breaker(name: str) -> str:
+    return f"hr:breaker:{_safe(name)}"
+
+
+def providers() -> str:
+    return "hr:providers"
+
+
 def mailbox(incarnation: str) -> str:
     return f"hr:mail:{incarnation}"
 
@@ -117,4 +127,5 @@ SCRIPT_KEYS = {
     "leave": (interest,),
     "release": (meta,),
     "abandon": (meta,),
+    "breaker": (breaker,),
 }

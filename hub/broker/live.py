@@ -18,6 +18,8 @@ STEP_MOST = 2000
 STEP_LEAST = 10
 #: Facts asked for in one trip.
 _SLICE = 200
+#: Nothing is ever looked at later than this from now.
+FAR_MS = 120_000
 
 
 class LiveIndex:
@@ -32,10 +34,13 @@ class LiveIndex:
         await self._redis.zadd(keys.live(keys.live_shard(key)), {key: look_ms}, nx=True)
 
     async def due(self, now_ms: int, count: int) -> list[StreamKey]:
-        """Up to `count` streams of each shard whose time has come."""
+        """Up to `count` streams of each shard whose time has come, and as many whose time is too far off to be true:
+        Redis' clock went back, or a failover led to a machine that is behind.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         for shard in range(keys.LIVE_SHARDS):
             pipeline.zrangebyscore(keys.live(shard), "-inf", now_ms, start=0, num=count)
+            pipeline.zrangebyscore(keys.live(shard), now_ms + FAR_MS, "+inf", start=0, num=count)
         return [StreamKey(member.decode()) for members in await pipeline.execute() for member in members]
 
     async def reschedule(self, looks: dict[StreamKey, int | None]) -> None:

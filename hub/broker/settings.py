@@ -16,7 +16,7 @@ class BrokerSettings(BaseSettings):
     redis_url: str | None = Field(
         None, description="Redis to use: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`."
     )
-    lease_s: float = Field(5.0, ge=0.5, le=60, description="How long a worker owns a generation without renewing.")
+    lease_s: float = Field(4.0, ge=0.5, le=60, description="How long a worker owns a generation without renewing.")
     lease_grace_s: float = Field(3.0, ge=0, le=60, description="Second look at a lease that is over, before takeover.")
     janitor_interval_s: float = Field(0.5, gt=0, le=5, description="How often the janitor looks.")
     queue_timeout_s: float = Field(

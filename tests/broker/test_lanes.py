@@ -115,6 +115,12 @@ async def test_a_stream_is_due_at_its_time_and_keeps_its_place(broker: Broker) -
     assert set(await broker.live.due(200, 10)) == {A, B}
 
 
+async def test_a_clock_that_went_back_delays_no_look(broker: Broker) -> None:
+    await broker.live.add(A, 1_000_000)
+    assert await broker.live.due(1_000_000 - lives.FAR_MS + 1, 10) == []
+    assert await broker.live.due(1_000_000 - lives.FAR_MS, 10) == [A], "so far off cannot be true"
+
+
 async def test_a_stream_is_moved_or_removed_and_never_brought_back(broker: Broker) -> None:
     await broker.live.add(A, 100)
     await broker.live.add(B, 100)

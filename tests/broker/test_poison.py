@@ -1,8 +1,7 @@
 """One request that kills every worker it meets takes none of its neighbours into the dead letters.
 
 Whole installations in simulated time: real judgements of the janitor, the claims of the script model (which
-`test_scripts_model` holds against Redis), and workers that follow the rule of `workers/claims.py`: a generation that
-was lost twice waits, unclaimed, while another such one runs there.
+`test_scripts_model` holds against Redis), and workers that follow the rules of `workers/quarantine.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from hub.broker.keys import StreamKey
 from hub.broker.lanes import STRANDED_MS
 from hub.broker.settings import BrokerSettings
 from tests.broker.script_model import Meta, StreamModel
-from workers.claims import SUSPECT_LOSSES
+from workers.quarantine import GRAVE_LOSSES, suspicion
 
 TICK_MS = 500
 #: Nobody waits for a worker this long here: what is looked at is who dies of whom.
@@ -64,14 +63,15 @@ class Worker:
     waiting: list[Request] = field(default_factory=list)
     """Suspects in its hands, in order."""
     alone: Request | None = None
-    """The suspect that runs."""
+    """The suspect that is watched."""
+    until_it_speaks: bool = False
 
 
 class Installation:
-    def __init__(self, seed: int, requests: list[Request], suspect_losses: int = SUSPECT_LOSSES) -> None:
+    def __init__(self, seed: int, requests: list[Request], *, watches: bool = True) -> None:
         self.random = random.Random(seed)
         self.requests = requests
-        self.suspect_losses = suspect_losses
+        self.watches = watches
         self.workers = [Worker(f"w{number}") for number in range(self.random.randint(1, 3))]
         self.memory = Memory()
         self.looks: dict[StreamKey, int] = {}
@@ -98,6 +98,7 @@ class Installation:
             self._take(worker, now)
             if worker.alone is None and worker.waiting:
                 worker.alone = worker.waiting.pop(0)
+                worker.until_it_speaks = suspicion(worker.alone.facts()) != "to its end"
                 self._claim(worker, worker.alone, now)
             for request in list(worker.running):
                 self._live(worker, request, now)
@@ -112,7 +113,7 @@ class Installation:
             request = ticket[1]
             if request in worker.waiting or request in worker.running:
                 continue
-            if request.meta.losses + (request.meta.owner != "") >= self.suspect_losses:
+            if self.watches and suspicion(request.facts()) != "none":
                 worker.waiting.append(request)
             else:
                 self._claim(worker, request, now)
@@ -133,6 +134,8 @@ class Installation:
         if request.speaks_ms is not None and age >= request.speaks_ms and not request.has_spoken:
             request.has_spoken = True
             self._append(request, b"text", "c")
+            if worker.alone is request and worker.until_it_speaks:
+                worker.alone = None
         if age < request.lasts_ms:
             return
         if request.is_poison:
@@ -192,16 +195,16 @@ def test_no_neighbour_of_a_poison_request_is_given_up(seed: int) -> None:
     assert poison.is_buried
     assert poison.meta.losses <= (BARREN_ATTEMPTS if poison.speaks_ms is None else LOST_ATTEMPTS)
     assert not [request.key for request in neighbours if request.is_buried]
-    assert all(request.meta.losses <= SUSPECT_LOSSES for request in neighbours)
+    assert all(request.meta.losses <= GRAVE_LOSSES for request in neighbours)
     assert [kind for kind, _ in neighbours[0].model.log].count(b"done") == 1
 
 
-def test_it_takes_the_rule_that_suspects_run_alone() -> None:
+def test_it_takes_the_rule_that_suspects_are_watched() -> None:
     """Without it, some of the same installations give neighbours up."""
 
     def drags(seed: int) -> bool:
         requests = some_requests(seed)
-        Installation(seed, requests, suspect_losses=99).run()
+        Installation(seed, requests, watches=False).run()
         return any(request.is_buried for request in requests[1:])
 
     assert any(drags(seed) for seed in range(50))

@@ -30,7 +30,7 @@ EXPECTED: dict[str, str] = {
     "reconcile pass waits for Redis": _REDIS,
     "stream work waits for the reconcile pass": _REDIS,
     "an owner was not told": _REDIS,
-    "a request met no Redis": _REDIS,
+    "requests meet no Redis": _REDIS,
     "left without telling redis; leases run out": _REDIS,
     "mailbox was lost": "its renewal came too late: Redis was away, or this process was stopped",
     "mailbox was lost, opening another": "its renewal came too late: Redis was away, or this process was stopped",
