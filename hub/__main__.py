@@ -19,6 +19,10 @@ from hub.server import HubServer, listen, make_config
 from hub.settings import HubSettings
 
 
+class Broken(Exception):
+    """The hub ended because of a defect."""
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -29,7 +33,7 @@ def is_loopback(host: str) -> bool:
 
 
 async def serve(settings: HubSettings, host: str, port: int) -> None:
-    """Serve until a signal ends it. Raises Unconfigured, OSError (the port is taken)."""
+    """Serve until a signal ends it. Raises Unconfigured, Broken, OSError (the port is taken)."""
     if settings.redis_url is None:
         raise Unconfigured("HEADRACE_REDIS_URL is not set; `headrace dev` brings a Redis of its own")
     if settings.auth == "none" and not is_loopback(host):
@@ -46,6 +50,8 @@ async def serve(settings: HubSettings, host: str, port: int) -> None:
         if settings.auth == "none":
             log.warning("HEADRACE_AUTH=none: everybody on this machine is the user `dev`")
         await server.serve_until_exit(sock)
+        if app.state.node.is_broken:
+            raise Broken("a task of this hub failed, see the log; it is to be started again")
     finally:
         await broker.close()
 
@@ -62,7 +68,7 @@ def main() -> None:
         sys.exit(f"hub: {'; '.join(wrong_settings(error))}")
     try:
         run(serve(settings, options.host, options.port))
-    except (Unconfigured, OSError) as error:
+    except (Unconfigured, Broken, OSError) as error:
         sys.exit(f"hub: {error}")
 
 

@@ -103,6 +103,12 @@ class Authenticator:
         return claims
 
 
+def bearer(header: str) -> str | None:
+    """The token in an `Authorization` header (RFC 6750 §2.1); None for any other scheme."""
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
 def issue(secret: str, *, user: str, org: str | None, scope: str, now: float, ttl_s: float) -> str:
     """A token for `user`, good for `ttl_s` seconds from `now`."""
     claims: dict[str, object] = {"sub": user, "iat": int(now), "exp": int(now + ttl_s)}

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from headrace.protocol.codec import CODECS, JSON, Codec
 from headrace.protocol.codes import CloseCode
+from hub.auth import bearer
 from hub.endpoint import Endpoint
 from hub.gate import Gate, address_of
 from hub.node import Node
@@ -38,7 +39,8 @@ class WebSocketUpgrade:
             await _respond(send, 500, b"run this application with `headrace hub`")
             return
         subprotocol = codec.subprotocol if scope["subprotocols"] else None
-        endpoint = Endpoint(node, socket, codec, node.new_connection_id(), _bearer(headers), self._gate)
+        token = bearer(headers.get(b"authorization", b"").decode("latin-1"))
+        endpoint = Endpoint(node, socket, codec, node.new_connection_id(), token, self._gate)
         node.connect(endpoint)
         socket.serve(endpoint, node.settings.message_bytes)
         try:
@@ -52,7 +54,7 @@ class WebSocketUpgrade:
             endpoint.close(CloseCode.OVERLOADED, "too many connections on this hub")
         else:
             self._gate.enter(endpoint, self._address(socket, scope))
-        del scope, headers, socket, endpoint
+        del scope, headers, socket, endpoint, token
         await receive()  # messages go straight to the endpoint: the only event left is the disconnect
 
     def _address(self, socket: Any, scope: Any) -> str | None:
@@ -75,11 +77,6 @@ def _codec(offered: list[str]) -> Codec | None:
     if not offered:
         return JSON
     return next((CODECS[name] for name in offered if name in CODECS), None)
-
-
-def _bearer(headers: dict[bytes, bytes]) -> str | None:
-    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
 
 
 async def _respond(send: Any, status: int, text: bytes) -> None:

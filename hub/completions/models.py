@@ -1,0 +1,53 @@
+"""`GET /v1/models`: what may be asked for, in OpenAI's format."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.types import Receive, Scope, Send
+
+from hub.completions.face import identify
+from hub.completions.problem import Problem
+from hub.completions.reply import Reply
+from hub.node import Node
+from hub.verbs import MODEL_CHOICES
+
+PATH: Final = "/v1/models"
+
+
+def listed() -> list[dict[str, Any]]:
+    """The names that mean something on every hub. Concrete models are known to workers alone: they can be asked
+    for, and looked up one by one, and are not listed.
+    """
+    return [_model(name) for name in sorted(MODEL_CHOICES)]
+
+
+def found(name: str, providers: frozenset[str]) -> dict[str, Any]:
+    """One that may be asked for. Raises Problem."""
+    provider, slash, model = name.partition("/")
+    if name not in MODEL_CHOICES and not (slash and model and provider in providers):
+        raise Problem("unknown_model", "there is no such model on this hub", param="model")
+    return _model(name)
+
+
+def _model(name: str) -> dict[str, Any]:
+    provider, slash, _ = name.partition("/")
+    return {"id": name, "object": "model", "created": 0, "owned_by": provider if slash else "headrace"}
+
+
+class Models:
+    """The ASGI application at `PATH` and below."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(send)
+        try:
+            identify(self._node, dict(scope["headers"]))
+            name = scope["path_params"].get("name")
+            value = {"object": "list", "data": listed()} if name is None else found(name, self._node.providers)
+        except Problem as problem:
+            await reply.fail(problem)
+            return
+        await reply.json(200, value)
