@@ -14,6 +14,8 @@ RUN python -m venv /opt/headrace \
 FROM python:3.12.13-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin headrace
 COPY --from=build /opt/headrace /opt/headrace
+# Where the ledger of a compose file lies; its volume takes over owner and mode.
+RUN install -d -o 10001 -g 10001 /var/lib/headrace
 ENV PATH=/opt/headrace/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1

@@ -99,6 +99,7 @@ class Stack:
             "HEADRACE_AUTH": "none",
             "HEADRACE_WORKER_CONCURRENCY": "20000",
             "HEADRACE_QUEUE_TIMEOUT_S": "1800",
+            "HEADRACE_LEDGER": "off",
         }
         if self.fake:
             environ |= await self._start_fake()

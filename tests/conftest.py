@@ -31,6 +31,7 @@ def no_surroundings() -> Iterator[None]:
             chosen = name in ("HEADRACE_REDIS_BIN",)
             if name.lower().endswith("_proxy") or (name.startswith("HEADRACE_") and not chosen):
                 patch.delenv(name)
+        patch.setenv("HEADRACE_LEDGER", "off")  # a test that keeps one says where
         yield
 
 

@@ -35,8 +35,10 @@ from hub.broker.lanes import Lanes
 from hub.broker.letters import Letters
 from hub.broker.live import LiveIndex
 from hub.broker.log import Claim, StreamLog
+from hub.broker.lost import LostCalls, asked_of
 from hub.broker.settings import BrokerSettings
 from hub.broker.usage import GROUP as LEDGER
+from hub.broker.usage import UsageQueue
 
 log_ = structlog.get_logger(__name__)
 
@@ -181,6 +183,7 @@ class Janitor:
         self._lanes = lanes
         self._live = live
         self._letters = Letters(redis)
+        self._usage = UsageQueue(redis)
         self._settings = settings
         self._memory = Memory()
         self._token = secrets.token_urlsafe(8)
@@ -279,7 +282,11 @@ class Janitor:
             # This claim is an attempt too, though not one that asked anybody.
             why = error.code if error else "cancelled"
             await self._letters.bury(key, why, user=claim.user, model=_model(claim.request), attempts=claim.attempt - 1)
-        digest = await self._digest(key, claim.next_offset)
+        lost = LostCalls(claim.runs, mark)
+        digest = await self._digest(key, claim.next_offset, lost)
+        used = list(lost.rows(asked_of(key, claim.user, _body(claim.request)), now_ms))
+        if used:  # its worker cannot tell any more, and nobody asks after the end
+            await self._usage.add(used)
         if claim.cancelled or error is None:
             done = Done("cancelled", "cancelled", digest.size, digest.hexdigest())
         else:
@@ -295,7 +302,7 @@ class Janitor:
             await mailbox.post(self._redis, watcher, mailbox.HubPacket("", [part]), settings.mailbox_packets)
         return None
 
-    async def _digest(self, key: StreamKey, end: int) -> TextDigest:
+    async def _digest(self, key: StreamKey, end: int, lost: LostCalls) -> TextDigest:
         digest, first = TextDigest(), 1
         while first < end:
             entries = await self._log.read(key, first, 1000)
@@ -303,6 +310,7 @@ class Janitor:
                 break
             for kind, data in entries:
                 digest.add(kind, data)
+                lost.add(kind, data)
             first += len(entries)
         return digest
 
@@ -328,7 +336,12 @@ def _error(code: str, after_ms: int | None = None, *, message: str = "") -> Done
 
 def _model(request: bytes) -> str:
     """What was asked for; nothing if the request cannot be read."""
+    body = _body(request)
+    return "" if body is None else body.model
+
+
+def _body(request: bytes) -> Body | None:
     try:
-        return msgspec.msgpack.decode(request, type=Body).model
+        return msgspec.msgpack.decode(request, type=Body)
     except msgspec.MsgspecError:
-        return ""
+        return None

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from hub.broker import keys
+from hub.broker.resp import Command
 
 log_ = structlog.get_logger(__name__)
 
@@ -73,6 +74,11 @@ def tokens(count: int) -> int:
 def estimated_tokens(size: int) -> int:
     """Tokens of `size` bytes of UTF-8, where nobody counted them: some 10 % off for most languages and for code."""
     return tokens(-(-size // 4))
+
+
+def add_command(row: UsageRow) -> Command:
+    """Puts a row into the queue, over a `RawConnection`."""
+    return ("XADD", keys.usage(), "MAXLEN", "~", ROWS, "*", "r", msgspec.msgpack.encode(row))
 
 
 class UsageQueue:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -243,7 +243,7 @@ def replay(
     raise typer.Exit(play(file, None if instant else speed))
 
 
-class By(str, Enum):
+class By(StrEnum):
     """What to add up by."""
 
     user = "user"

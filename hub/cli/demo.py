@@ -47,7 +47,8 @@ def show() -> int:
 def surroundings(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without anything that is meant for a real installation."""
     foreign = {*BASE_URL_VARIABLES, *(name for names in KEY_VARIABLES.values() for name in names)}
-    return {name: value for name, value in environ.items() if name not in foreign and not name.startswith("HEADRACE_")}
+    kept = {name: value for name, value in environ.items() if name not in foreign and not name.startswith("HEADRACE_")}
+    return {**kept, "HEADRACE_LEDGER": "off"}
 
 
 class Demo:

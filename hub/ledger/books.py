@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from hub.broker.connections import Unreachable
 from hub.broker.usage import UsageQueue
@@ -66,8 +67,6 @@ class Books:
     async def _discard(self) -> None:
         """Workers need not know that nobody counts."""
         while True:
-            try:
+            with suppress(*Unreachable):  # the relay says so
                 await self._queue.discard()
-            except Unreachable:
-                pass  # the relay says so
             await asyncio.sleep(_DISCARD_S)

@@ -28,7 +28,7 @@ def environment(**more: str) -> dict[str, str]:
     """This process's environment without settings of Headrace and keys of providers, and with `more`."""
     foreign = ("HEADRACE_", "ANTHROPIC_", "OPENAI_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **more}
+    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", "HEADRACE_LEDGER": "off", **more}
 
 
 def run(

@@ -16,7 +16,7 @@ from hub.cli.failure import one_line
 from hub.cli.stack import is_ready
 from tests.cli.command import environment, run, running, until
 
-COMMANDS = ["dev", "hub", "worker", "chat", "demo", "token", "record", "replay", "doctor"]
+COMMANDS = ["dev", "hub", "worker", "chat", "demo", "token", "record", "replay", "usage", "doctor"]
 
 
 def said_one_line(stderr: str) -> bool:
@@ -73,6 +73,7 @@ def test_help_is_there_at_once() -> None:
         (["replay", "pyproject.toml", "--speed", "0"], "--speed"),
         (["worker", "--concurrency", "0"], "--concurrency"),
         (["demo", "extra"], "extra"),
+        (["usage", "--by", "colour"], "model"),
     ],
 )
 def test_a_wrong_word_gets_one_line_that_names_it(arguments: list[str], hint: str) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hub.broker.usage import UsageRow
-from hub.ledger import Ledger, LedgerDown, Query, WrongLedger, connect
+from hub.ledger import DEFAULT, Ledger, LedgerAbsent, LedgerDown, Query, WrongLedger, connect, sqlite
 
 DAY_MS = 86_400_000
 EVERYTHING = Query("model", 0, 10**15)
@@ -69,6 +69,27 @@ async def test_what_a_provider_reports_replaces_an_estimate_and_never_the_other_
         await ledger.write([estimate])
 
 
+async def test_what_a_worker_says_of_its_own_call_replaces_what_was_guessed_for_it(ledger: Ledger) -> None:
+    mine = Query("user", 0, 10**15, user="kim")
+    guess = row(4, user="kim", outcome="lost", output_tokens=3, estimated=True)
+    own = row(4, user="kim", outcome="superseded", output_tokens=5, estimated=True)
+    for rows in ([guess], [own], [guess]):
+        await ledger.write(rows)
+    [total] = await ledger.totals(mine)
+    assert (total.calls, total.output_tokens) == (1, 5)
+
+
+async def test_nonsense_is_kept_within_bounds_and_holds_nothing_up(ledger: Ledger) -> None:
+    most = 2**64 - 1
+    rows = [
+        row(number, user="mad", model="a\0b\ud800" * 500, input_tokens=most, cost_micros=most, started_ms=-most)
+        for number in range(50, 60)
+    ]
+    await ledger.write(rows)
+    [total] = await ledger.totals(Query("user", 0, 10**15, user="mad"))
+    assert (total.calls, total.input_tokens) == (10, 10**13)
+
+
 async def test_sums_are_by_user_org_model_and_day_and_only_of_the_time_asked_for(ledger: Ledger) -> None:
     start = 30_000 * DAY_MS
     await ledger.write(
@@ -104,6 +125,35 @@ async def test_a_ledger_that_is_not_there_is_down_and_says_no_password(tmp_path:
             await ledger.open()
         assert "hunter2" not in str(caught.value)
         await ledger.close()
+
+
+async def test_who_only_reads_makes_nothing(tmp_path: Path, postgres_url: str) -> None:
+    for url in (f"sqlite:{tmp_path}/deep/usage.db", postgres_url.replace("/postgres?", "/template1?")):
+        ledger = connect(url, reads_only=True)
+        with pytest.raises(LedgerAbsent, match="nothing was written"):
+            await ledger.totals(EVERYTHING)
+        await ledger.close()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_home_and_an_absolute_path_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for url in (DEFAULT, f"sqlite://{tmp_path}/other.db"):
+        ledger = connect(url)
+        await ledger.open()
+        await ledger.close()
+    assert (tmp_path / ".local/state/headrace/usage.db").exists()
+    assert (tmp_path / "other.db").exists()
+
+
+async def test_a_question_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = connect(f"sqlite:{tmp_path}/usage.db")
+    await ledger.write([row(number) for number in range(5000)])
+    monkeypatch.setattr(sqlite, "_DEADLINE_S", -1.0)
+    monkeypatch.setattr(sqlite, "_STEPS", 100)
+    with pytest.raises(LedgerDown, match="interrupted"):
+        await ledger.totals(EVERYTHING)
+    await ledger.close()
 
 
 @pytest.mark.parametrize("url", ["", "sqlite:", "mysql://x", "usage.db"])

@@ -103,6 +103,23 @@ async def test_a_killed_writer_that_had_written_makes_nothing_count_twice(
     assert await calls(ledger) == 1
 
 
+async def test_a_writer_that_cannot_open_its_ledger_leaves_the_rows_to_others(
+    queue: UsageQueue, ledger: Ledger, tmp_path: Path, logs: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "down").write_text("in the way of the folder")
+    unlucky = connect(f"sqlite:{tmp_path}/down/usage.db")
+    running = asyncio.create_task(LedgerWriter(queue, unlucky).run())
+    try:
+        await eventually(lambda: "usage waits for the ledger" in logs.text)  # before there is anything to write
+        await queue.add([row(1)])
+        await run(LedgerWriter(queue, ledger), lambda: is_empty(queue))
+        assert await calls(ledger) == 1
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await unlucky.close()
+
+
 async def test_a_flushed_redis_and_a_row_of_another_version_stop_no_writer(
     queue: UsageQueue, ledger: Ledger, broker: Broker
 ) -> None:
