@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 _STREAM = re.compile(r"[gs]_[A-Za-z0-9]{16}")
 #: Choices of a model that are no `provider/model`.
 MODEL_CHOICES = frozenset({"fast", "standard", "premium", "simple", "medium", "complex"})
+#: Models that a request may bring to be tried next.
+FALLBACKS = 8
 #: Fields of `generate` that this version cannot honour. Said, never ignored.
 _UNSUPPORTED = (
-    "provider", "fallbacks", "tools", "tool_choice", "schema", "session", "retry_of",
+    "tools", "tool_choice", "schema", "session", "retry_of",
 )  # fmt: skip
 _CANCELLED = encode_data(Done("cancelled", "cancelled", 0, TextDigest().hexdigest()))
 
@@ -137,11 +139,21 @@ class Verbs:
         limit = self._node.settings.prompt_bytes
         if body.prompt_bytes > limit:
             raise Rejected("prompt_too_long", f"the prompt has {body.prompt_bytes} bytes, the limit is {limit}")
-        provider, slash, model = frame.model.partition("/")
-        if frame.model not in MODEL_CHOICES and not (slash and model and provider in self._node.providers):
+        self._check_model("model", frame.model)
+        allowed = ", ".join(sorted(self._node.providers))
+        if frame.provider is not None and frame.provider not in self._node.providers:
+            raise Rejected("unknown_model", f"`provider` must be one of: {allowed}")
+        if len(frame.fallbacks or ()) > FALLBACKS:
+            raise Rejected("invalid_request", f"`fallbacks` lists at most {FALLBACKS} models")
+        for fallback in frame.fallbacks or ():
+            self._check_model("model in `fallbacks`", fallback)
+
+    def _check_model(self, what: str, name: str) -> None:
+        provider, slash, model = name.partition("/")
+        if name not in MODEL_CHOICES and not (slash and model and provider in self._node.providers):
             raise Rejected(
                 "unknown_model",
-                "the model must be fast, standard, premium, simple, medium, complex, or provider/model with one of: "
+                f"the {what} must be fast, standard, premium, simple, medium, complex, or provider/model with one of: "
                 + ", ".join(sorted(self._node.providers)),
             )
 

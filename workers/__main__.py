@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ from hub.broker import loop
 from hub.broker.broker import Broker
 from hub.broker.logging import configure_logging
 from hub.broker.settings import wrong_settings
+from workers import pricing
+from workers.catalog import WrongCatalog, load
 from workers.providers import ProviderError
 from workers.providers.registry import Providers
 from workers.providers.sdk import POOL_CONNECTIONS
@@ -26,6 +29,7 @@ log_ = structlog.get_logger(__name__)
 #: One socket a generation, and some for Redis.
 _FILES = 65_536
 _STARTING_S = 2.0
+_CATALOG = Path("headrace.toml")
 
 
 def main() -> int:
@@ -42,16 +46,27 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    try:
+        providers = _providers(settings)
+    except WrongCatalog as error:
+        print(f"workers: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     configure_logging()
-    loop.run(_work(settings, settings.redis_url))
+    loop.run(_work(settings, settings.redis_url, providers))
     return 0
 
 
-async def _work(settings: WorkerSettings, url: str) -> None:
+def _providers(settings: WorkerSettings) -> Providers:
+    """What the catalog and the keys allow. Raises WrongCatalog."""
+    path = settings.config or (_CATALOG if _CATALOG.exists() else None)
+    requests = min(settings.worker_concurrency + 1, POOL_CONNECTIONS)
+    return Providers.from_env(os.environ, requests=requests, catalog=load(path))
+
+
+async def _work(settings: WorkerSettings, url: str, providers: Providers) -> None:
     _allow_sockets()
     loop.calm_collector()
     broker = Broker.connect(url, settings)
-    providers = Providers.from_env(os.environ, requests=min(settings.worker_concurrency + 1, POOL_CONNECTIONS))
     worker = Worker(settings, broker, providers)
     running_loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +84,9 @@ async def _work(settings: WorkerSettings, url: str) -> None:
 
 
 async def _warm(providers: Providers) -> None:
-    """Load the SDKs before requests come. A provider that cannot be set up fails its own answers, and no others."""
+    """Load SDKs and prices before requests come. A provider that cannot be set up fails its own answers, no others."""
+    if providers.available - pricing.FREE:
+        await asyncio.to_thread(pricing.load)
     try:
         await providers.warm()
     except ProviderError as error:

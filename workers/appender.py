@@ -2,7 +2,8 @@
 
 Durable before visible: entries are relayed only after their append was answered. One write carries the relay of
 what the write before it appended and the next appends; one write is outstanding. A generation has at most one
-batch in a write, so its order never depends on Redis.
+batch in a write, so its order never depends on Redis. Before a `done` goes what its answer used: an answer whose
+end is in the log has been counted, though its worker be killed the moment after.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from hub.broker.connections import COMMAND_TIMEOUT_S, Connections, Unreachable
 from hub.broker.log import SCRIPTS, append_command
 from hub.broker.mailbox import post_command
 from hub.broker.resp import Command, RawConnection, ReplyError
+from hub.broker.usage import UsageRow, add_command
 from workers.generation import Batch
 from workers.routing import Routing
 from workers.run import Run
+from workers.usage import UsageReporter
 
 log_ = structlog.get_logger(__name__)
 
@@ -43,6 +46,7 @@ class Appender:
         self,
         connections: Connections,
         routing: Routing,
+        usage: UsageReporter,
         *,
         lease_ms: int,
         retention_ms: int,
@@ -52,6 +56,7 @@ class Appender:
     ) -> None:
         self._connections = connections
         self._routing = routing
+        self._usage = usage
         self._lease_ms = lease_ms
         self._retention_ms = retention_ms
         self._mailbox_packets = mailbox_packets
@@ -106,7 +111,9 @@ class Appender:
         batches = self._batches(now)
         if not relays and not batches:
             return True
+        used = [row for run, batch, _ in batches if batch.ends for row in self._usage.unsent(run.key)]
         commands: list[Command] = [command for _, command in relays]
+        commands += [add_command(row) for row in used]
         commands += [self._append(sending) for sending in batches]
         try:
             raw = await self._connection()
@@ -120,8 +127,10 @@ class Appender:
         if loads:
             self._must_load = isinstance(replies.pop(0), ReplyError)
         self._sent(relays, replies)
+        appended = len(relays) + len(used)
+        self._counted(used, replies[len(relays) : appended])
         refused = False
-        for sending, reply in zip(batches, replies[len(relays) :], strict=True):
+        for sending, reply in zip(batches, replies[appended:], strict=True):
             if isinstance(reply, ReplyError):
                 refused |= self._refuse(sending, reply, loads)
             else:
@@ -177,6 +186,10 @@ class Appender:
             elif isinstance(reply, ReplyError):
                 self._unsent.append((hub, command))
         del self._unsent[:-UNSENT_PACKETS]
+
+    def _counted(self, used: list[UsageRow], replies: list[object]) -> None:
+        """What Redis refused goes by itself, later."""
+        self._usage.sent([row for row, reply in zip(used, replies, strict=True) if not isinstance(reply, ReplyError)])
 
     def _answered(self, sending: _Sending, reply: Any, now: float) -> None:
         run, batch, renews = sending

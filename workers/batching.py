@@ -79,6 +79,10 @@ class Outbox:
         while self.size > size:
             self.size -= self._items.pop().weight
 
+    def peek(self) -> list[Entry]:
+        """What is pending, without the calls that `tool_input` belongs to."""
+        return [(item.kind, item.data) for item in self._items]
+
     def take(self, limit: int) -> list[Entry]:
         """Remove and return the oldest entries, at least one if there is any, up to `limit` bytes."""
         items = self._items

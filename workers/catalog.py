@@ -38,9 +38,9 @@ class Clocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_s: _Seconds = 5.0
     """TCP and TLS."""
     headers_s: _Seconds = 10.0
-    """From the request sent to the response's headers."""
+    """From the request to the response's headers, connecting included."""
     first_content_s: _Seconds = 20.0
-    """From the headers to the first content; pings and thinking extend it up to `idle_content_s`."""
+    """From the headers to the first content; other events extend it up to `idle_content_s`."""
     idle_s: _Seconds = 30.0
     """Without any byte."""
     idle_content_s: _Seconds = 120.0
@@ -55,8 +55,8 @@ class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_url: str | None = None
     base_url_variable: str | None = None
     key: tuple[str, ...] = ()
-    requests: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 200
-    """Requests at a time from one worker."""
+    requests: Annotated[int, msgspec.Meta(ge=1, le=2000)] | None = None
+    """Requests at a time from one worker; None: as many as it runs generations."""
     clocks: Clocks = Clocks()
 
     def has_key(self, environ: Mapping[str, str]) -> bool:
@@ -97,8 +97,6 @@ class TierEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     after_content: Annotated[tuple[AfterContent, ...], msgspec.Meta(min_length=1)] = ("splice", "restart")
-    hedge_after_s: _Seconds | None = None
-    """Ask the next model too if the first has shown nothing for this long; None: never."""
 
 
 class Catalog(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from workers.catalog import AfterContent
 
 Fault = Literal[
     "unreachable", "connect_timeout", "headers_timeout", "silent", "idle", "broken", "truncated", "malformed",
-    "server", "overloaded", "rate_limited", "quota", "credential", "context", "blocked", "request", "busy",
+    "server", "overloaded", "rate_limited", "quota", "credential", "absent", "context", "blocked", "request", "busy",
 ]  # fmt: skip
 How = Literal["begin", "splice", "continue", "restart"]
 #: What viewers have of the answer: nothing, plain text alone, other content too, or a tool that ran for it.

@@ -19,21 +19,22 @@ from hub.broker.connections import Unreachable
 from hub.broker.keys import TAKEOVER_LANE, StreamKey
 from hub.broker.lanes import Ticket
 from hub.broker.log import Claim, Refused
+from hub.broker.lost import Asked, asked_of
 from hub.broker.mailbox import still_there
-from workers.answer import Question
+from workers.asking import Question
 from workers.generation import CANCELLED, Ending, Generation, Speaker, worker_lost
 from workers.lease import run_ttl_ms
 from workers.providers.registry import Providers, UnknownModel
+from workers.quarantine import Quarantine, Suspicion, suspicion
 from workers.run import Run
 from workers.settings import WorkerSettings
 from workers.table import Table
 from workers.takeover import GiveUp, GoOn, Kept, StartOver, Takeover, decide
+from workers.usage import Attempt, UsageReporter
 
 log_ = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
-#: A generation that was lost this often runs alone among its kind: it may be what kills its workers.
-SUSPECT_LOSSES = 2
 _PAUSE_S = 0.2
 _PAGE_ENTRIES = 1000
 
@@ -47,25 +48,27 @@ class Claims:
         table: Table,
         providers: Providers,
         settings: WorkerSettings,
+        usage: UsageReporter,
         *,
         owner: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         self._broker = broker
+        self._usage = usage
         self._table = table
         self._providers = providers
         self._settings = settings
         self._owner = owner
         self._clock = clock
-        self._alone = asyncio.Lock()
+        self._quarantine = Quarantine(self._has_spoken)
         self._in_hand: set[StreamKey] = set()
 
     @asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[bool]:
         """Whether this ticket is to be claimed, when its turn comes; False for a second one of the same stream.
 
-        A generation that was lost twice waits, unclaimed, while another such one runs here: it may be innocent, and
-        is not to go down with the one that kills its workers.
+        A generation that keeps losing its workers waits, unclaimed, while another such one is watched here: it may be
+        innocent, and is not to go down with the one that kills its workers.
         """
         key = ticket.key
         if key in self._in_hand or key in self._table:
@@ -74,13 +77,20 @@ class Claims:
             return
         self._in_hand.add(key)
         try:
-            if ticket.lane == TAKEOVER_LANE and await self._is_suspect(key):
-                async with self._alone:
-                    yield True
-            else:
-                yield True
+            async with self._quarantine.turn(key, await self._suspicion(ticket)) as has_place:
+                if not has_place:
+                    await self._pass_on(ticket)
+                yield has_place
         finally:
             self._in_hand.discard(key)
+
+    async def _pass_on(self, ticket: Ticket) -> None:
+        """To the end of its lane, where a worker with a free place finds it."""
+        try:
+            await self._broker.lanes.add(ticket.lane, ticket.key)
+        except Unreachable:
+            return  # it stays pending, and is taken up again
+        await self.drop(ticket)
 
     async def drop(self, ticket: Ticket) -> None:
         """The lane is done with this entry, whatever the claim said."""
@@ -154,7 +164,9 @@ class Claims:
         options = _decode(claim.options, Options) or Options()
         if claim.on_abandon:
             options.on_abandon = claim.on_abandon
-        question, reason, refusal = self._question(claim)
+        question, refusal = self._question(key, mark, claim)
+        if claim.attempt > 1:
+            self._usage.lost(key, claim.runs, mark, claim.next_offset, _asked(key, claim, question))
         if ending is None:
             ending = CANCELLED if claim.cancelled else refusal
         kept, takeover = await self._take_over(key, claim, options, question, ending)
@@ -170,7 +182,7 @@ class Claims:
         generation = Generation(
             claim,
             options,
-            Speaker("", "", "live") if question is None else _speaker(question, reason),
+            Speaker("", "", "live"),
             now=self._clock(),
             run_ahead=self._settings.run_ahead,
             max_run_s=self._settings.max_run_s,
@@ -186,17 +198,18 @@ class Claims:
             run.reconciled_at = float("-inf")  # the mailbox changed meanwhile: the next renewal names the new one
         return run, question
 
-    def _question(self, claim: Claim) -> tuple[Question | None, str | None, Ending | None]:
-        """What to ask whom and why of them, or why nobody can be asked."""
+    def _question(self, key: StreamKey, mark: str, claim: Claim) -> tuple[Question | None, Ending | None]:
+        """What to ask whom, or why nobody can be asked."""
         body = _decode(claim.request, Body)
         if body is None:
             log_.error("unreadable request")
-            return None, None, Ending.failed("internal", "the stored request could not be read; ask again")
+            return None, Ending.failed("internal", "the stored request could not be read; ask again")
         try:
-            choice = self._providers.resolve(body.model, body.provider)
+            route = self._providers.route(body)
         except UnknownModel as error:
-            return None, None, Ending.failed("provider_error", str(error), retry="no")
-        return Question(self._providers.get(choice.provider), choice.model, body), choice.reason, None
+            return None, Ending.failed("provider_error", str(error), retry="no")
+        attempt = Attempt(key, mark, claim.attempt, claim.user)
+        return Question(route, body, attempt), None
 
     async def _living(self, watchers: dict[str, int]) -> dict[str, int]:
         """Those whose mailbox exists. Hubs that this worker knows were looked at within the last second."""
@@ -230,21 +243,31 @@ class Claims:
                 kept.add(kind, data)
         if ending is not None or question is None:
             return kept, StartOver()
-        continues = question.provider.continues(question.model)
+        first = question.first
+        continues = self._providers.get(first.provider).continues(first.model)
         structured = question.body.schema is not None
         return kept, decide(options.on_worker_loss, kept, continues, structured=structured)
 
-    async def _is_suspect(self, key: StreamKey) -> bool:
+    async def _suspicion(self, ticket: Ticket) -> Suspicion:
+        if ticket.lane != TAKEOVER_LANE:
+            return "none"
         try:
-            [facts] = await self._broker.log.facts([key], ["losses", "owner"])
+            [facts] = await self._broker.log.facts([ticket.key], ["losses", "barren", "owner"])
         except Unreachable:
-            return False
-        # The loss that this takeover is about is counted by its claim.
-        return facts is not None and int(facts["losses"]) + (facts["owner"] != "") >= SUSPECT_LOSSES
+            return "none"
+        return "none" if facts is None else suspicion(facts)
+
+    def _has_spoken(self, key: StreamKey) -> bool:
+        run = self._table.runs.get(key)
+        return run is not None and run.generation.has_spoken
 
 
-def _speaker(question: Question, reason: str | None) -> Speaker:
-    return Speaker(question.provider.name, question.model, question.provider.mode, reason)
+def _asked(key: StreamKey, claim: Claim, question: Question | None) -> Asked:
+    """What attempts before this one asked, as far as their log does not say."""
+    if question is None:
+        return asked_of(key, claim.user, _decode(claim.request, Body))
+    asked = asked_of(key, claim.user, question.body)
+    return msgspec.structs.replace(asked, provider=question.first.provider, model=question.first.model)
 
 
 def _decode(data: bytes, kind: type[_T]) -> _T | None:

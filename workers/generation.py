@@ -7,7 +7,7 @@ never changes: what arrives meanwhile gets later offsets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +30,7 @@ RESERVE_BYTES = 8 * 1024
 #: A running `usage` is logged at most this often, in seconds.
 USAGE_EVERY_S = 1.0
 _NAME_CHARACTERS = 256
+_NOTHING: Final = kinds.Usage()
 _MESSAGE_CHARACTERS = 500
 
 #: How a provider's orderly end reads in `done`. `refusal` is the model's own answer; `filter` is somebody else
@@ -74,6 +75,8 @@ class Speaker(msgspec.Struct, frozen=True):
     model: str
     mode: Any
     reason: str | None = None
+    call: int | None = None
+    """Of its attempt, from 2 on."""
 
 
 class Batch(msgspec.Struct, gc=False):
@@ -82,7 +85,9 @@ class Batch(msgspec.Struct, gc=False):
     first: int
     entries: list[Entry]
     shown: str
-    """`c` with the first content of this attempt, `r` with a reset, else empty: see scripts/append.lua."""
+    """`c` if content begins here, `r` if a reset voids what was shown, the later one counts; else empty: see
+    scripts/append.lua.
+    """
     ends: bool
     """The last entry is `done`."""
 
@@ -96,9 +101,10 @@ class Generation:
     """
 
     __slots__ = (
-        "_content_at", "_deadline", "_digest", "_done_at", "_ending", "_flight", "_kept", "_log_bytes", "_logged",
-        "_opening", "_origin", "_outbox", "_reset_at", "_retry_token", "_speaker", "_spoken_at", "_started_at",
-        "_told", "_top", "_usage", "_usage_at", "_usage_told", "attendance", "held", "over", "paused",
+        "_aside", "_deadline", "_digest", "_done_at", "_ending", "_flight", "_is_silent", "_kept", "_log_bytes",
+        "_logged", "_opening", "_origin", "_outbox", "_retry_token", "_shows", "_speaker", "_spent", "_spoken_at",
+        "_started_at", "_told", "_top", "_turns", "_usage", "_usage_at", "_usage_told", "_voids", "attendance",
+        "call_spoken_at", "held", "over", "paused",
     )  # fmt: skip
 
     def __init__(
@@ -127,6 +133,8 @@ class Generation:
         #: The lease is in doubt: the provider waits.
         self.paused = False
         self.over = ""
+        #: When the provider call that runs showed its first content.
+        self.call_spoken_at: float | None = None
         self._outbox = Outbox()
         self._digest = digest or TextDigest()
         self._ending = ending
@@ -136,6 +144,10 @@ class Generation:
         self._started_at = now
         self._deadline = now + max_run_s
         self._spoken_at: float | None = None
+        self._is_silent = True  # the provider call that runs has shown nothing
+        self._aside: list[kinds.Notice] = []  # to be told with its first content
+        self._voids = ""  # why its first content voids what is shown
+        self._spent = _NOTHING  # by the calls before it
         self._usage: kinds.Usage | None = None
         self._usage_told: kinds.Usage | None = None
         self._usage_at = now - USAGE_EVERY_S
@@ -144,18 +156,16 @@ class Generation:
         self._top = self._logged = claim.next_offset - 1
         self._log_bytes = claim.log_bytes
         self._flight: Batch | None = None
-        self._content_at = self._reset_at = self._done_at = 0
+        self._done_at = 0
+        self._shows = False
+        self._turns: list[tuple[int, str]] = []  # where content begins and where it is reset: what `Batch.shown` says
         self._opening: list[Entry] = []
         if ending is None:
             self._opening.append(("started", encode_data(kinds.Started(claim.attempt))))
             if claim.shown:
                 self._opening.append(("notice", encode_data(kinds.Notice("worker_lost"))))
                 if not goes_on:
-                    self._reset()
-
-    def _reset(self) -> None:
-        self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
-        self._reset_at = self._top + len(self._opening)
+                    self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
 
     # -- the provider's side
 
@@ -163,6 +173,11 @@ class Generation:
     def ended(self) -> bool:
         """Nothing more is wanted of the provider."""
         return self._ending is not None or self.over != ""
+
+    @property
+    def status(self) -> Status | None:
+        """How it ends, once that is certain. None too for what is not this worker's any more."""
+        return None if self._ending is None else self._ending.status
 
     @property
     def may_read(self) -> bool:
@@ -185,7 +200,7 @@ class Generation:
             if kind is providers.Text:
                 text = event.text  # type: ignore[attr-defined]
                 if text:
-                    if self._spoken_at is None:
+                    if self._is_silent:
                         self._first_content(now)
                     self._outbox.text("text", text)
             elif self._feed_rare(event, now):
@@ -202,8 +217,45 @@ class Generation:
         """
         if self.ended or self._spoken_at is not None:
             return False
-        self._reset()
+        self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
         return True
+
+    # -- failover: several calls in one attempt
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether this attempt has shown any content, by whichever call."""
+        return self._spoken_at is not None
+
+    def begin_call(self, speaker: Speaker, aside: Sequence[kinds.Notice] = (), *, voids: str = "") -> None:
+        """Another provider call begins: with its first content `source` is told if it changed, and `aside`.
+
+        With `voids`, the reason, its first content, or its end without any, resets what was shown before.
+        """
+        self._speaker = speaker
+        self._aside = list(aside)
+        self._voids = voids
+        self._is_silent, self.call_spoken_at = True, None
+        if self._usage is not None:
+            self._spent, self._usage = _sum(self._spent, self._usage), None
+        self._outbox.flush()
+
+    def notice(self, notice: kinds.Notice) -> None:
+        """Tell viewers at once. After the end it is ignored."""
+        if self._ending is None:
+            self._outbox.entry("notice", encode_data(notice))
+
+    def reset(self, reason: str) -> None:
+        """Void what is shown; what is fed from here on is the answer. After the end it is ignored."""
+        if self._ending is None:
+            self._voids = ""
+            self._outbox.entry("reset", encode_data(kinds.Reset(reason)))
+
+    def entries(self) -> Iterator[Entry]:
+        """What this attempt has told so far, in the log or on its way there."""
+        yield from self._kept
+        yield from self._opening
+        yield from self._outbox.peek()
 
     def fail(self, error: providers.ProviderError) -> None:
         """The provider failed: what it said before is kept."""
@@ -214,7 +266,7 @@ class Generation:
         if self._ending is None:
             self._ending = ending
             self._outbox.flush()
-            if self._usage != self._usage_told:
+            if self._total() != self._usage_told:
                 self._tell_usage()
 
     def cancel(self) -> None:
@@ -248,13 +300,13 @@ class Generation:
         elif isinstance(event, providers.Citation):
             self._show("citation", event.data, now)
         elif isinstance(event, providers.Usage):
-            self._usage = kinds.Usage(event.input_tokens, event.output_tokens, event.cached_tokens)
-            if self._usage != self._usage_told and now - self._usage_at >= USAGE_EVERY_S:
+            self._usage = kinds.Usage(event.input_tokens, event.output_tokens, event.cached_tokens, event.cost_usd)
+            if self._total() != self._usage_told and now - self._usage_at >= USAGE_EVERY_S:
                 self._usage_at = now
                 self._tell_usage()
         elif isinstance(event, providers.Speaker):
             self._speaker = msgspec.structs.replace(self._speaker, model=event.model)
-            if self._told is not None:
+            if not self._is_silent:
                 self._tell_speaker()
         elif isinstance(event, providers.Stop):
             self._stop(event.reason)
@@ -262,6 +314,8 @@ class Generation:
         return False
 
     def _stop(self, reason: str) -> None:
+        if self._voids:
+            self.reset(self._voids)
         status, stop_reason = _STOPS.get(reason, ("completed", _clean(reason)))
         error = None
         if status == "failed":
@@ -270,7 +324,7 @@ class Generation:
 
     def _say(self, kind: str, text: str, call: str, now: float) -> None:
         if text:
-            if self._spoken_at is None:
+            if self._is_silent:
                 self._first_content(now)
             self._outbox.text(kind, text, call)
 
@@ -282,25 +336,38 @@ class Generation:
             return False
         if len(encoded) > ENTRY_BYTES:
             return False
-        if self._spoken_at is None:
+        if self._is_silent:
             self._first_content(now)
         self._outbox.entry(kind, encoded)
         return True
 
     def _first_content(self, now: float) -> None:
-        self._spoken_at = now
+        self._is_silent, self.call_spoken_at = False, now
+        if self._spoken_at is None:
+            self._spoken_at = now
+        if self._voids:
+            self.reset(self._voids)
         self._tell_speaker()
+        for notice in self._aside:
+            self._outbox.entry("notice", encode_data(notice))
+        self._aside = []
 
     def _tell_speaker(self) -> None:
         if self._told != self._speaker:
             self._told = speaker = self._speaker
-            source = kinds.Source(speaker.provider, _clean(speaker.model), speaker.mode, speaker.reason)
+            source = kinds.Source(speaker.provider, _clean(speaker.model), speaker.mode, speaker.reason, speaker.call)
             self._outbox.entry("source", encode_data(source))
 
     def _tell_usage(self) -> None:
-        assert self._usage is not None
-        self._usage_told = self._usage
-        self._outbox.entry("usage", encode_data(self._usage))
+        self._usage_told = total = self._total()
+        assert total is not None
+        self._outbox.entry("usage", encode_data(total))
+
+    def _total(self) -> kinds.Usage | None:
+        """Of all calls of this attempt; None if no provider said anything about it."""
+        if self._usage is None:
+            return None if self._spent == _NOTHING else self._spent
+        return self._usage if self._spent == _NOTHING else _sum(self._spent, self._usage)
 
     # -- the log's side
 
@@ -339,10 +406,9 @@ class Generation:
             return None
         last = first + len(entries) - 1
         shown = ""
-        if first <= self._content_at <= last:
-            shown = "c"
-        elif first <= self._reset_at <= last:
-            shown = "r"
+        for at, turn in self._turns:
+            if first <= at <= last:
+                shown = turn  # the last one is how it stands after this batch
         self._flight = Batch(first, entries, shown, last == self._done_at)
         return self._flight
 
@@ -383,7 +449,7 @@ class Generation:
 
     def _freeze(self, now: float) -> list[Entry]:
         """Give pending entries their offsets, and `done` when nothing else is left."""
-        if self._opening:  # alone, so that a reset and new content never share a batch
+        if self._opening:
             entries, self._opening = self._opening, []
         else:
             entries = self._outbox.take(BATCH_BYTES)
@@ -392,8 +458,13 @@ class Generation:
             top += 1
             digest.add(kind, data)
             self._log_bytes += len(data)
-            if not self._content_at and kind in CONTENT_KINDS:
-                self._content_at = top
+            if kind in CONTENT_KINDS:
+                if not self._shows:
+                    self._shows = True
+                    self._turns.append((top, "c"))
+            elif kind == "reset":
+                self._shows = False
+                self._turns.append((top, "r"))
         if self._ending is not None and not self._done_at and not self._outbox:
             top += 1
             self._done_at = top
@@ -404,10 +475,9 @@ class Generation:
 
     def _again(self, first: int) -> list[Entry]:
         """Frozen entries that are not in the log, from `first` on."""
-        end = self._reset_at if first <= self._reset_at else self._top
         entries: list[Entry] = []
         size = 0
-        for entry in self._kept[first - self._origin : end - self._origin + 1]:
+        for entry in self._kept[first - self._origin : self._top - self._origin + 1]:
             size += len(entry[1]) + ENTRY_WEIGHT
             if entries and size > BATCH_BYTES:
                 break
@@ -423,12 +493,26 @@ class Generation:
                 ending.stop_reason,
                 self._digest.size,
                 self._digest.hexdigest(),
-                usage=self._usage,
+                usage=self._total(),
                 ttft_ms=ttft_ms,
                 error=ending.error,
                 retry_token=self._retry_token if may_retry else None,
             )
         )
+
+
+def _sum(one: kinds.Usage, other: kinds.Usage) -> kinds.Usage:
+    """Of two calls together. The cost is known if both are, or if one used nothing."""
+    if _NOTHING in (one, other):
+        return one if other == _NOTHING else other
+    known = one.cost_usd is not None and other.cost_usd is not None
+    return kinds.Usage(
+        one.input_tokens + other.input_tokens,
+        one.output_tokens + other.output_tokens,
+        one.cached_tokens + other.cached_tokens,
+        (one.cost_usd or 0.0) + (other.cost_usd or 0.0) if known else None,
+        one.estimated or other.estimated,
+    )
 
 
 def _clean(text: str, length: int = _NAME_CHARACTERS) -> str:

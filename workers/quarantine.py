@@ -2,7 +2,7 @@
 
 Most are innocent neighbours, and a worker that carried a thousand must not make all of them wait for each other. So
 whoever went on between two losses is free, whoever did not is watched until it speaks, and whoever was lost again
-and again is watched to its end.
+and again is watched to its end; neither for long.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from hub.broker.keys import StreamKey
 BARREN_LOSSES: Final = 2
 #: Lost this often, whatever came of it. Below what the janitor gives up at.
 GRAVE_LOSSES: Final = 3
+#: Nobody is watched for longer, in seconds: a provider that stalls says nothing either.
+WATCH_S: Final = 60.0
+#: A suspect waits here so long, in seconds, before another worker may have it.
+WAIT_S: Final = 1.0
 _LOOK_S: Final = 0.1
 
 Suspicion = Literal["none", "until it speaks", "to its end"]
@@ -42,22 +46,29 @@ class Quarantine:
         self._place = asyncio.Lock()
 
     @asynccontextmanager
-    async def turn(self, key: StreamKey, suspicion: Suspicion) -> AsyncIterator[None]:
-        """Wait until no other suspect is watched here; others wait meanwhile, until this one ends or is cleared."""
+    async def turn(self, key: StreamKey, suspicion: Suspicion) -> AsyncIterator[bool]:
+        """Wait until no other suspect is watched here; False if that takes too long. Others wait meanwhile, until
+        this one ends or is cleared.
+        """
         if suspicion == "none":
-            yield
+            yield True
             return
-        await self._place.acquire()
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._place.acquire()
+        except TimeoutError:
+            yield False
+            return
         clearing = asyncio.create_task(self._clear(key, suspicion))
         clearing.add_done_callback(lambda _: self._place.release())
         try:
-            yield
+            yield True
         finally:
             clearing.cancel()
             await asyncio.wait([clearing])
 
     async def _clear(self, key: StreamKey, suspicion: Suspicion) -> None:
-        while True:
+        for _ in range(round(WATCH_S / _LOOK_S)):
             await asyncio.sleep(_LOOK_S)
             if suspicion == "until it speaks" and self._has_spoken(key):
                 return

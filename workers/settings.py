@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from hub.broker.settings import BrokerSettings
@@ -12,6 +14,9 @@ class WorkerSettings(BrokerSettings):
     # about as much again: more than this saturates one process, and one killed worker should not restart more.
     worker_concurrency: int = Field(
         1000, ge=1, le=20_000, description="Generations run at a time; one more place is kept for takeovers."
+    )
+    config: Path | None = Field(
+        None, description="The catalog of providers, models and tiers; unset: `headrace.toml` here, if there is one."
     )
     drain_timeout_s: float = Field(
         120.0, ge=0, description="After SIGTERM, what runs has this long to finish; the rest is handed to others."

@@ -15,9 +15,12 @@ from hub.broker.broker import Broker
 from hub.broker.connections import Unreachable
 from hub.broker.keys import TAKEOVER_LANE
 from hub.broker.lanes import Ticket
-from workers.answer import Question, read_answer
+from workers.answer import read_answer
 from workers.appender import Appender
+from workers.asking import Office, Question
+from workers.breakers import Breakers
 from workers.claims import Claims
+from workers.health import HealthReporter
 from workers.inbox import Inbox
 from workers.intake import ALL_LANES, Intake
 from workers.lease import LeaseKeeper
@@ -26,6 +29,7 @@ from workers.routing import Routing
 from workers.run import Run
 from workers.settings import WorkerSettings
 from workers.table import Table
+from workers.usage import UsageReporter
 
 log_ = structlog.get_logger(__name__)
 
@@ -45,9 +49,11 @@ class Worker:
         clock = time.monotonic
         self._clock = clock
         self.routing = Routing()
+        self.usage = UsageReporter(broker, lambda provider, model: providers.catalog.model(f"{provider}/{model}").price)
         self.appender = Appender(
             broker.connections,
             self.routing,
+            self.usage,
             lease_ms=int(settings.lease_s * 1000),
             retention_ms=int(settings.retention_s * 1000),
             mailbox_packets=settings.mailbox_packets,
@@ -65,7 +71,14 @@ class Worker:
         self.inbox = Inbox(broker, self.table, on_name=self._renamed, clock=clock)
         self.places = settings.worker_concurrency + 1
         self.intake = Intake(broker, self.name, self.places, self._serve)
-        self._claims = Claims(broker, self.table, providers, settings, owner=lambda: self.appender.sender, clock=clock)
+        self._claims = Claims(
+            broker, self.table, providers, settings, self.usage, owner=lambda: self.appender.sender, clock=clock
+        )
+        self.breakers = Breakers(broker.connections.control, providers.credential, clock=clock)
+        self.health = HealthReporter(
+            broker.connections.control, providers, self.breakers.open_for, name=self.name, clock=clock
+        )
+        self._office = Office(providers, self.breakers, self.health, self.usage, self.appender.mark, clock)
         self._has_mailbox = asyncio.Event()
         self._draining = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -87,7 +100,8 @@ class Worker:
                 group.create_task(service)
                 for service in (
                     self.appender.run(), self.leases.keep(), self.leases.watch(), self.inbox.read(),
-                    self.inbox.renew(), self._broker.janitor.run(),
+                    self.inbox.renew(), self.usage.run(), self.breakers.run(), self.health.run(),
+                    self._broker.janitor.run(),
                 )
             ]  # fmt: skip
             taking = group.create_task(self._take())
@@ -96,7 +110,7 @@ class Worker:
             taking.cancel()
             for task in [*services, *self._serving, *self._readers()]:
                 task.cancel()
-        await self._leave()
+        await asyncio.gather(self._leave(), self.usage.flush(_LEAVE_S))
 
     # -- taking
 
@@ -145,7 +159,7 @@ class Worker:
 
     async def _generate(self, run: Run, question: Question | None, ticket: Ticket) -> None:
         if question is not None and not run.generation.ended:
-            reading = read_answer(run, question, self.appender.mark, self._clock)
+            reading = read_answer(run, question, self._office)
             run.reader = self._group.create_task(reading)
         await self._claims.drop(ticket)
         await run.over.wait()
@@ -190,6 +204,7 @@ class Worker:
             async with asyncio.timeout(_LEAVE_S):
                 await asyncio.gather(*[self._hand_back(run) for run in unfinished])
                 await self._broker.lanes.forget(ALL_LANES, self.name)
+                await self.health.forget()
         except Unreachable as error:
             log_.warning("left without telling redis; leases run out", error=type(error).__name__)
         if unfinished:

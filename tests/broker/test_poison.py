@@ -18,7 +18,7 @@ from hub.broker.keys import StreamKey
 from hub.broker.lanes import STRANDED_MS
 from hub.broker.settings import BrokerSettings
 from tests.broker.script_model import Meta, StreamModel
-from workers.quarantine import GRAVE_LOSSES, suspicion
+from workers.quarantine import GRAVE_LOSSES, WATCH_S, suspicion
 
 TICK_MS = 500
 #: Nobody waits for a worker this long here: what is looked at is who dies of whom.
@@ -65,6 +65,7 @@ class Worker:
     alone: Request | None = None
     """The suspect that is watched."""
     until_it_speaks: bool = False
+    until_ms: int = 0
 
 
 class Installation:
@@ -96,9 +97,12 @@ class Installation:
             if worker.up_at > now:
                 continue
             self._take(worker, now)
+            if worker.alone is not None and now >= worker.until_ms:
+                worker.alone = None
             if worker.alone is None and worker.waiting:
                 worker.alone = worker.waiting.pop(0)
                 worker.until_it_speaks = suspicion(worker.alone.facts()) != "to its end"
+                worker.until_ms = now + int(WATCH_S * 1000)
                 self._claim(worker, worker.alone, now)
             for request in list(worker.running):
                 self._live(worker, request, now)

@@ -157,6 +157,9 @@ class CompletionsFormat:
         if script.done_marker:
             yield b"data: [DONE]\n\n"
 
+    def ping(self) -> bytes:
+        return b": ping\n\n"
+
     def error(self) -> bytes:
         fields = {"message": "The server had an error", "type": "server_error", "param": None, "code": None}
         return b"data: " + json.dumps({"error": {**fields, **(self._script.error or {})}}).encode() + b"\n\n"

@@ -197,6 +197,9 @@ class MessagesFormat:
         yield _json("message_delta", delta={"stop_reason": stop, "stop_sequence": None}, usage=usage)
         yield _json("message_stop")
 
+    def ping(self) -> bytes:
+        return _json("ping")
+
     def error(self) -> bytes:
         fields = {"type": "overloaded_error", "message": "Overloaded", **(self._script.error or {})}
         return _json("error", error=fields, request_id="req_fake")

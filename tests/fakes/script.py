@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Fault = Literal["drop", "reset", "end", "cut", "stall", "error", "malformed", "invalid_utf8"]
+Fault = Literal["drop", "reset", "end", "cut", "stall", "error", "malformed", "invalid_utf8", "pings"]
 """What happens after `fault_after` tokens:
 
 `drop` the socket closes instead of any answer; `reset` a TCP reset; `cut` the socket closes without the last
 HTTP chunk; `end` the HTTP body ends in order but the format's last events never come; `stall` silence for ever;
 `error` an error inside the stream, then its end; `malformed` and `invalid_utf8` one broken event, then the rest
-as if nothing had been.
+as if nothing had been; `pings` signs of life every 20 ms for ever, and nothing else.
 """
 
 

@@ -45,13 +45,15 @@ _FORMATS: dict[str, Any] = {messages.PATH: messages, completions.PATH: completio
 class FakeProvider:
     """Both APIs on one port. Use as `async with FakeProvider() as fake`, or `start` and `close`.
 
-    A request is answered by the next script in `queue`, else by `by_prompt` of its last message, else by its
+    A request is answered by the next script in `queue`, else by the next in `by_turn` of its last message (the last
+    of them stays), else by `by_prompt` of its last message, else by its
     model's name (`fake-tokens=200-rate=25`), else by `default`.
     """
 
     def __init__(self, port: int = 0, *, keep_times: bool = True) -> None:
         self.queue: deque[Script] = deque()
         self.by_prompt: dict[str, Script] = {}
+        self.by_turn: dict[str, deque[Script]] = {}
         self.default = Script()
         self.records: deque[Record] = deque(maxlen=RECORDS)
         self.keep_times = keep_times
@@ -109,6 +111,8 @@ class FakeProvider:
         if self.queue:
             return self.queue.popleft()
         prompt = messages.last_prompt(body["messages"])
+        if turns := self.by_turn.get(prompt):
+            return turns.popleft() if len(turns) > 1 else turns[0]
         if prompt in self.by_prompt:
             return self.by_prompt[prompt]
         return script_of_model(str(body["model"])) or self.default
@@ -246,6 +250,8 @@ def _stream(script: Script, api: Any, record: Record) -> Iterator[Step]:
     def chunk(event: bytes) -> bytes:
         return _chunk(event if script.newline == b"\n" else event.replace(b"\n", script.newline))
 
+    if script.fault in ("end", "error"):  # the body ends in order, the connection after it: nobody is to use it again
+        headers["connection"] = "close"
     yield script.headers_s
     if script.fault == "drop":
         yield Ending.CLOSE
@@ -283,6 +289,10 @@ def _fault(script: Script, form: Any, chunk: Callable[[bytes], bytes]) -> Iterat
         case "stall":
             while True:
                 yield None
+        case "pings":
+            while True:
+                yield chunk(form.ping())
+                yield 0.02
         case "error":
             yield chunk(form.error()) + b"0\r\n\r\n"
             yield Ending.CLOSE

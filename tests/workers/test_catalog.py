@@ -80,6 +80,14 @@ def test_a_wrong_file_is_told_its_line_its_key_and_what_would_be_right(
     assert "headrace.toml" in str(caught.value)
 
 
+def test_the_page_s_example_is_a_catalog(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "providers.md").read_text()
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    catalog = load(written(tmp_path, example))
+    assert catalog.providers["local"].requests == 50
+    assert catalog.model("local/llama-4").context == 32_000
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(WrongCatalog, match=r"absent\.toml: cannot be read"):
         load(tmp_path / "absent.toml")

@@ -12,7 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from headrace.protocol.body import Options
 from headrace.protocol.cursor import MarkRuns
-from headrace.protocol.entries import CONTENT_KINDS, ENTRY_BYTES, LOG_BYTES, TEXT_BYTES, Entry, TextDigest, decode_data
+from headrace.protocol.entries import (
+    CONTENT_KINDS,
+    ENTRY_BYTES,
+    LOG_BYTES,
+    TEXT_BYTES,
+    Entry,
+    Notice,
+    TextDigest,
+    decode_data,
+)
 from hub.broker.log import Claim
 from workers.generation import (
     BATCH_BYTES,
@@ -287,6 +296,37 @@ def test_a_takeover_that_goes_on_resets_nothing_and_vouches_for_the_whole_text()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
+def test_a_second_call_that_voids_the_first_does_so_with_its_first_content(frozen: bool) -> None:
+    generation = begin()
+    generation.feed([Text("Hel"), Usage(10, 3)], 100.0)
+    entries = logged(generation) if frozen else []
+    generation.notice(Notice("failover", "other"))
+    generation.begin_call(Speaker("other", "big", "live", "failover", 2), voids="failover")
+    entries += logged(generation)
+    assert "reset" not in kinds(entries), "viewers keep what they have until there is something else"
+    generation.feed([Text("Other"), Usage(10, 5), Stop("stop")], 101.0)
+    batch = generation.take(101.0)
+    assert batch is not None and batch.shown == "c"
+    entries += logged(generation)
+    assert kinds(entries)[-5:] == ["reset", "source", "text", "usage", "done"]
+    check_digest(entries)
+    end = done(entries)
+    assert (end["text_bytes"], end["usage"]) == (5, {"input_tokens": 20, "output_tokens": 8})
+    assert [decode_data(*entry) for entry in entries if entry[0] == "source"][-1] == {
+        "provider": "other", "model": "big", "mode": "live", "reason": "failover", "call": 2,
+    }  # fmt: skip
+
+
+def test_an_empty_answer_voids_what_it_takes_the_place_of() -> None:
+    generation = begin()
+    generation.feed(HELLO, 100.0)
+    generation.begin_call(Speaker("other", "big", "live"), voids="failover")
+    generation.feed([Stop("stop")], 101.0)
+    entries = logged(generation)
+    assert kinds(entries).count("reset") == 1 and done(entries)["text_bytes"] == 0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
 def test_a_provider_that_refuses_to_go_on_costs_a_reset(frozen: bool) -> None:
     generation = begin(SECOND, goes_on=True, digest=shown_before())
     entries = logged(generation) if frozen else []
@@ -384,12 +424,8 @@ def test_what_redis_lost_is_appended_again_as_it_was() -> None:
     assert batch is not None and batch.first == 15
     assert not generation.answered(b"GAP", 7) and generation.held and generation.logged == 7
     again = generation.take(100.0)
-    assert again is not None and (again.first, again.shown, again.ends) == (8, "r", False)
-    assert again.entries == sent[:3]
-    generation.answered(b"OK", 0)
-    rest = generation.take(100.0)
-    assert rest is not None and (rest.first, rest.shown, rest.ends) == (11, "c", True)
-    assert rest.entries == sent[3:] + batch.entries
+    assert again is not None and (again.first, again.shown, again.ends) == (8, "c", True)
+    assert again.entries == sent + batch.entries
     assert generation.answered(b"OK", 0) and generation.over == "done"
 
 

@@ -55,11 +55,23 @@ async def test_one_that_was_lost_again_and_again_is_watched_to_its_end(monkeypat
     waiting = asyncio.ensure_future(second.__aenter__())
     await asyncio.sleep(0.02)
     assert not waiting.done()
-    async with place.turn(B, "none"):  # whoever is not suspected never waits
-        pass
+    async with place.turn(B, "none") as has_place:  # whoever is not suspected never waits
+        assert has_place
     await first.__aexit__(None, None, None)
-    await asyncio.wait_for(waiting, 5)
+    assert await asyncio.wait_for(waiting, 5)
     await second.__aexit__(None, None, None)
+
+
+async def test_nobody_waits_long_nor_is_watched_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "WAIT_S", 0.02)
+    place = Quarantine(lambda _: False)
+    async with place.turn(A, "to its end"), place.turn(B, "until it speaks") as has_place:
+        assert not has_place, "another worker may have it"
+    for suspected in ("to its end", "until it speaks"):
+        monkeypatch.setattr(quarantine, "WATCH_S", 0.1)
+        monkeypatch.setattr(quarantine, "WAIT_S", 5)
+        async with place.turn(A, suspected), place.turn(B, suspected) as has_place:
+            assert has_place
 
 
 async def test_whoever_gives_up_waiting_or_fails_leaves_the_place_free() -> None:

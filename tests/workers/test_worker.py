@@ -345,12 +345,12 @@ async def test_the_last_place_is_kept_for_a_takeover(broker: Broker, start_worke
     await speaking(broker, waiting)
 
 
-async def test_a_generation_lost_twice_waits_while_another_such_one_runs(
+async def test_a_generation_that_keeps_losing_its_workers_waits_while_another_such_one_runs(
     broker: Broker, start_worker: StartWorker
 ) -> None:
     suspects = [await ask(broker, ENDLESS, f"r{n}", on_abandon="continue") for n in range(2)]
     for key in suspects:
-        await broker.connections.control.hset(keys.meta(key), "losses", 2)
+        await broker.connections.control.hset(keys.meta(key), "losses", 3)
         await broker.lanes.add(TAKEOVER_LANE, key)
     await broker.connections.control.delete(keys.lane("standard"))
     await start_worker()

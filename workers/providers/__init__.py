@@ -8,12 +8,13 @@ stream that merely ends is a failed answer, never a short one.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from headrace.protocol.body import Body
 from headrace.protocol.codes import DONE_ERROR_CODES, Retry
+from workers.chain import Fault
 
 
 class Event(msgspec.Struct, gc=False):
@@ -52,11 +53,17 @@ class Citation(Event):
 
 
 class Usage(Event, gc=False):
-    """Tokens so far, absolute. `input_tokens` is the grand total, cached ones included."""
+    """Tokens so far, absolute. `input_tokens` is the grand total: read from a cache, written to one, and the rest.
+    `output_tokens` includes reasoning.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_usd: float | None = None
+    """What the worker makes of it, for viewers; no provider says so."""
 
 
 class Speaker(Event, gc=False):
@@ -74,9 +81,21 @@ class Stop(Event, gc=False):
     reason: str
 
 
+_FAULTS: Final[dict[str, Fault]] = {
+    "provider_rate_limited": "rate_limited",
+    "provider_overloaded": "overloaded",
+    "provider_timeout": "silent",
+    "context_length_exceeded": "context",
+    "content_blocked": "blocked",
+    "overloaded": "busy",
+    "internal": "request",
+}
+
+
 class ProviderError(Exception):
     """A provider failed. `message` is shown to viewers: it never holds a secret, a prompt or a provider's body.
 
+    `fault` is what went wrong, for whoever decides who is asked next; without one it follows from the code.
     `refused` means that the request itself was not accepted, before any answer: another one might be.
     """
 
@@ -85,6 +104,7 @@ class ProviderError(Exception):
         code: str,
         message: str,
         *,
+        fault: Fault | None = None,
         after_ms: int | None = None,
         retry: Retry | None = None,
         refused: bool = False,
@@ -92,6 +112,7 @@ class ProviderError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+        self.fault: Fault = fault or _FAULTS.get(code, "server")
         self.after_ms = after_ms
         self.retry: Retry = retry or DONE_ERROR_CODES[code]
         self.refused = refused

@@ -1,6 +1,7 @@
 """Anthropic's Messages API: requests through its SDK, events out of its stream's bytes.
 
-Key and URL come from what the SDK reads itself (`ANTHROPIC_API_KEY` or `ANTHROPIC_AUTH_TOKEN`, `ANTHROPIC_BASE_URL`).
+Key and URL come from the catalog; of Anthropic itself from what the SDK reads (`ANTHROPIC_API_KEY` or
+`ANTHROPIC_AUTH_TOKEN`, `ANTHROPIC_BASE_URL`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from headrace.protocol.body import Body
 from workers.providers import Citation, Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
-from workers.providers.sdk import POOL_CONNECTIONS, SdkProvider, silence
+from workers.providers.sdk import SdkProvider, silence
 from workers.providers.tools import ToolSpec, chosen_tool, read_tool
 
 ACCOUNT = Account("anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
@@ -38,11 +39,10 @@ _TAKES_PREFIX = re.compile(r"claude-(haiku|sonnet|opus)-4-5(-|$)")
 
 
 class AnthropicProvider(SdkProvider):
-    name = "anthropic"
-    account = ACCOUNT
+    format = "anthropic"
 
     def continues(self, model: str) -> Continues:
-        return "prefix" if _TAKES_PREFIX.match(model) else "turn"
+        return "prefix" if model in self._prefills or _TAKES_PREFIX.match(model) else "turn"
 
     def _make_client(self) -> Any:
         import anthropic
@@ -50,9 +50,10 @@ class AnthropicProvider(SdkProvider):
 
         silence("anthropic")
         timeout = httpx2.Timeout(**self._timeouts())
-        limits = httpx2.Limits(max_connections=POOL_CONNECTIONS, max_keepalive_connections=100)
+        limits = httpx2.Limits(max_connections=self._connections, max_keepalive_connections=100)
         transport = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits)
-        return anthropic.AsyncAnthropic(max_retries=0, timeout=timeout, http_client=transport)
+        own = self._credentials("https://api.anthropic.com")
+        return anthropic.AsyncAnthropic(max_retries=0, timeout=timeout, http_client=transport, **own)
 
     def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
         request: AbstractAsyncContextManager[Any] = client.messages.with_streaming_response.create(
@@ -61,7 +62,7 @@ class AnthropicProvider(SdkProvider):
         return request
 
     def _decoder(self) -> AnthropicDecoder:
-        return AnthropicDecoder()
+        return AnthropicDecoder(self.account)
 
     def _failure(self, error: Exception) -> Failure | None:
         import anthropic
@@ -178,8 +179,9 @@ _KINDS = frozenset(
 class AnthropicDecoder(AnswerDecoder[_Wire]):
     """Only `message_stop` ends an answer. Unknown events, blocks and deltas, pings and signatures are passed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account = ACCOUNT) -> None:
         super().__init__(_Wire)
+        self._account = account
         self._usage = _Usage()
         self._reason = "stop"
 
@@ -214,7 +216,7 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
         elif kind == "error":
             error = wire.error or _Error()
             kinds = frozenset({error.type} if error.type else ())
-            raise provider_failure(ACCOUNT, Failure(0, kinds, error.message or ""), now=0.0)
+            raise provider_failure(self._account, Failure(0, kinds, error.message or ""), now=0.0)
 
     def _block_delta(self, wire: _Wire, events: list[Event]) -> None:
         delta = wire.delta
@@ -251,8 +253,9 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
             if value is not None:
                 setattr(total, field, value)
         cached = total.cache_read_input_tokens or 0
-        entered = (total.input_tokens or 0) + (total.cache_creation_input_tokens or 0) + cached
-        events.append(Usage(input_tokens=entered, output_tokens=total.output_tokens or 0, cached_tokens=cached))
+        written = total.cache_creation_input_tokens or 0
+        entered = (total.input_tokens or 0) + written + cached
+        events.append(Usage(entered, total.output_tokens or 0, cached, written))
 
     def _stop(self, events: list[Event]) -> None:
         for index in list(self._tools):

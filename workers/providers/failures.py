@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+from workers.chain import Fault
 from workers.providers import ProviderError
 
 #: The longest wait that is passed on. A provider may name hours; a viewer is not asked to wait them out unseen.
@@ -65,7 +66,7 @@ def provider_failure(account: Account, failure: Failure, now: float) -> Provider
     text = failure.message.lower()
     if kinds & _MONEY_KINDS or status == 402:
         message = f"{answered} (its quota or credit is used up): check the billing of the {name} account"
-        return ProviderError("provider_error", message, retry="no")
+        return ProviderError("provider_error", message, fault="quota", retry="no")
     if status == 413 or kinds & _CONTEXT_KINDS or any(phrase in text for phrase in _CONTEXT_PHRASES):
         message = f"{answered} (the conversation is longer than the model takes): send fewer or shorter messages"
         return ProviderError("context_length_exceeded", message, refused=True)
@@ -84,20 +85,24 @@ def provider_failure(account: Account, failure: Failure, now: float) -> Provider
 
 def _other(account: Account, answered: str, status: int, kinds: frozenset[str]) -> ProviderError:
     """What trying again unchanged does not mend, and what is the provider's own fault."""
+    refused = False
+    fault: Fault = "absent"
     if status == 401 or "authentication_error" in kinds:
-        message = f"{answered} (the key was not accepted): check {account.key_variable} on the worker"
+        message, fault = f"the key was not accepted): check {account.key_variable} on the worker", "credential"
     elif status == 403 or "permission_error" in kinds:
-        message = f"{answered} (not allowed): check what the key in {account.key_variable} may use"
+        message, fault = f"not allowed): check what the key in {account.key_variable} may use", "credential"
     elif status == 404 or kinds & {"not_found_error", "model_not_found"}:
-        message = f"{answered} (no such model or path): check the model's name, and {account.url_variable} if it is set"
+        message = f"no such model or path): check the model's name, and {account.url_variable} if it is set"
+    elif 300 <= status < 400:
+        message = f"a redirect, which is not followed): check {account.url_variable} if it is set"
     elif 400 <= status < 500 or kinds & _REQUEST_KINDS:
-        message = f"{answered} (it did not accept the request): check the model's name and the request's options"
-        return ProviderError("provider_error", message, retry="no", refused=True)
+        message, fault = "it did not accept the request): check the model's name and the request's options", "request"
+        refused = True
     elif status:
         return ProviderError("provider_error", f"{answered} (its own failure)")
     else:
         return ProviderError("provider_error", f"{answered} with an error")
-    return ProviderError("provider_error", message, retry="no")
+    return ProviderError("provider_error", f"{answered} ({message}", fault=fault, retry="no", refused=refused)
 
 
 def retry_after_ms(headers: Mapping[str, str], now: float) -> int | None:

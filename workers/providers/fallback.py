@@ -1,7 +1,7 @@
 """The responder that needs no model: a few rules, friendly, and plain about what it is.
 
-It answers when no provider has a key, so that everything else can be seen working. Every answer says that no
-model wrote it and what to set to get one.
+It answers when no provider has a key, so that everything else can be seen working, and when all models of a tier
+failed. Every answer says that no model wrote it and what to do to get one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from headrace.protocol.body import Body
 from workers.providers import Continues, Event, Speaker, Stop, Text, Usage
 
 MODEL = "rules"
+#: Asked for instead when models are configured and none of them answered.
+MODEL_OUTAGE = "outage"
 
 #: Pause between two pieces: quick, but visibly a stream.
 PIECE_S = 0.02
@@ -26,6 +28,11 @@ WHAT_TO_DO = (
     "To watch a longer stream without any key, ask for the model scripted/story."
 )
 
+OUTAGE = (
+    "None of the models that are configured here could answer just now, so this is a rule-based reply and not a "
+    "model's answer. Please ask again in a little while."
+)
+
 _GREETING = re.compile(r"\s*(hi|hello|hey|good (morning|afternoon|evening)|hallo|bonjour|hola)\b", re.I)
 _THANKS = re.compile(r"\b(thanks|thank you|merci|danke|gracias)\b", re.I)
 _WHO = re.compile(r"\b(who|what) are you\b|\bwhat is (this|headrace)\b", re.I)
@@ -33,8 +40,10 @@ _HELP = re.compile(r"^\s*help\b|\bhow (do|can) (i|you)\b.*\b(start|set ?up|confi
 _PIECES = re.compile(r"\s*\S+\s*$|\s*\S+|\s+$")
 
 
-def reply(prompt: str) -> str:
+def reply(prompt: str, *, outage: bool = False) -> str:
     """What is answered to `prompt`. Pure; the same prompt gets the same reply."""
+    if outage:
+        return f"I received your message{_topic(prompt)}.\n\n{OUTAGE}"
     if _GREETING.match(prompt):
         opening = "Hello! The connection works: you are reading this as a stream, word by word."
     elif _WHO.search(prompt):
@@ -74,7 +83,7 @@ class FallbackProvider:
 
     async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         yield [Speaker(MODEL)]
-        for piece in pieces(reply(body.messages[-1].content)):
+        for piece in pieces(reply(body.messages[-1].content, outage=model == MODEL_OUTAGE)):
             yield [Text(piece)]
             await asyncio.sleep(PIECE_S)
         yield [Usage(), Stop("stop")]

@@ -1,7 +1,7 @@
 """OpenAI's chat completions, and every server that speaks them: requests through the SDK, events out of the bytes.
 
-Key and URL come from what the SDK reads itself (`OPENAI_API_KEY`, `OPENAI_BASE_URL`). A server of somebody else's
-is known by the second, and is sent nothing that only the original understands.
+Key and URL come from the catalog; of OpenAI itself from what the SDK reads (`OPENAI_API_KEY`, `OPENAI_BASE_URL`). A
+server of somebody else's has another name or another address, and is sent nothing that only the original understands.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headrace.protocol.body import Body
 from workers.providers import Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder
 from workers.providers.failures import Account, Failure, provider_failure
-from workers.providers.sdk import POOL_CONNECTIONS, SdkProvider, silence
+from workers.providers.sdk import SdkProvider, silence
 from workers.providers.tools import ToolSpec, chosen_tool, read_tool
 
 ACCOUNT = Account("openai", "OPENAI_API_KEY", "OPENAI_BASE_URL")
@@ -35,8 +35,7 @@ _FAILED_REASONS = frozenset({"error", "insufficient_system_resource"})
 
 
 class OpenAIProvider(SdkProvider):
-    name = "openai"
-    account = ACCOUNT
+    format = "openai"
 
     def continues(self, model: str) -> Continues:
         return "turn"
@@ -47,19 +46,23 @@ class OpenAIProvider(SdkProvider):
 
         silence("openai")
         timeout = httpx2.Timeout(**self._timeouts())
-        limits = httpx2.Limits(max_connections=POOL_CONNECTIONS, max_keepalive_connections=100)
+        limits = httpx2.Limits(max_connections=self._connections, max_keepalive_connections=100)
         transport = openai.DefaultAioHttpClient(timeout=timeout, limits=limits)
-        return openai.AsyncOpenAI(max_retries=0, timeout=timeout, http_client=transport)
+        own = self._credentials("https://api.openai.com/v1")
+        return openai.AsyncOpenAI(max_retries=0, timeout=timeout, http_client=transport, **own)
 
     def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
-        official = not os.environ.get("OPENAI_BASE_URL")
+        official = self._is_shipped and not os.environ.get("OPENAI_BASE_URL")
+        fields = request_fields(model, body, official)
+        if not self._is_shipped and "max_completion_tokens" in fields:  # the name that every such server knows
+            fields["extra_body"] = {"max_tokens": fields.pop("max_completion_tokens")}
         request: AbstractAsyncContextManager[Any] = client.chat.completions.with_streaming_response.create(
-            **request_fields(model, body, official), stream=True, extra_headers={"accept-encoding": "identity"}
+            **fields, stream=True, extra_headers={"accept-encoding": "identity"}
         )
         return request
 
     def _decoder(self) -> OpenAIDecoder:
-        return OpenAIDecoder()
+        return OpenAIDecoder(self.account)
 
     def _failure(self, error: Exception) -> Failure | None:
         import openai
@@ -144,10 +147,15 @@ class _Cached(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
+class _Reasoned(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Cached | None = None
+    completion_tokens_details: _Reasoned | None = None
 
 
 class _Wire(msgspec.Struct, gc=False):
@@ -160,8 +168,9 @@ class _Wire(msgspec.Struct, gc=False):
 class OpenAIDecoder(AnswerDecoder[_Wire]):
     """A finish reason ends an answer; usage and `[DONE]` may follow it. Chunks without choices are passed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account = ACCOUNT) -> None:
         super().__init__(_Wire)
+        self._account = account
         self._model = ""
         self._reason = "stop"
         self._refused = False
@@ -179,7 +188,7 @@ class OpenAIDecoder(AnswerDecoder[_Wire]):
         if wire is None:
             return
         if wire.error is not None or name == b"error":
-            raise provider_failure(ACCOUNT, _in_band(wire.error), now=0.0)
+            raise provider_failure(self._account, _in_band(wire.error), now=0.0)
         if wire.model and wire.model != self._model:
             self._model = wire.model
             events.append(Speaker(wire.model))
@@ -220,7 +229,7 @@ class OpenAIDecoder(AnswerDecoder[_Wire]):
     def _finish(self, reason: str, events: list[Event]) -> None:
         if reason in _FAILED_REASONS:
             kinds = frozenset({"overloaded_error"} if reason == "insufficient_system_resource" else ())
-            raise provider_failure(ACCOUNT, Failure(0, kinds), now=0.0)
+            raise provider_failure(self._account, Failure(0, kinds), now=0.0)
         self._text("text", self._joiner.flush("text"), events)
         self._reasoning("reasoning", self._joiner.flush("reasoning"), events)
         for index in list(self._tools):
@@ -234,11 +243,12 @@ class OpenAIDecoder(AnswerDecoder[_Wire]):
 
 
 def _usage(usage: _Usage) -> Usage:
-    details = usage.prompt_tokens_details
+    details, reasoned = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
         input_tokens=usage.prompt_tokens or 0,
         output_tokens=usage.completion_tokens or 0,
         cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
+        reasoning_tokens=(reasoned.reasoning_tokens or 0) if reasoned is not None else 0,
     )
 
 

@@ -1,60 +1,48 @@
-"""Which provider answers: what is configured, what a request's `model` means, one object per provider and process."""
+"""Which providers answer: what the catalog and the keys allow, what a request's `model` means, one object each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
+import msgspec
+
+from headrace.protocol.body import Body
+from workers.catalog import AfterContent, Catalog, ModelEntry, ProviderEntry, TierEntry, WrongCatalog, load
+from workers.chain import Candidate
 from workers.providers import Provider
 from workers.providers.anthropic import AnthropicProvider
 from workers.providers.fallback import MODEL as FALLBACK_MODEL
 from workers.providers.fallback import FallbackProvider
 from workers.providers.openai import OpenAIProvider
 from workers.providers.scripted import ScriptedProvider
-from workers.providers.sdk import REQUESTS
+from workers.providers.sdk import REQUESTS, SdkProvider
 
-Tier = Literal["fast", "standard", "premium"]
-
-#: The models of each tier, by provider; of these providers the first with a key answers.
-TIER_MODELS: Final[dict[str, dict[Tier, str]]] = {
-    "anthropic": {"fast": "claude-haiku-5-5", "standard": "claude-sonnet-5-5", "premium": "claude-opus-5-5"},
-    "openai": {"fast": "gpt-6-luna", "standard": "gpt-6.1-terra", "premium": "gpt-6.2-sol"},
-}
-
-#: What may be asked for in a tier's place: how hard the task is (protocol §3).
-TIERS: Final[dict[str, Tier]] = {
-    "fast": "fast",
-    "standard": "standard",
-    "premium": "premium",
-    "simple": "fast",
-    "medium": "standard",
-    "complex": "premium",
-}
-
-#: Any of these variables, not empty, makes a provider available.
-KEY_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
-    "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
-    "openai": ("OPENAI_API_KEY",),
-}
+_SHIPPED: Final = load(None)
+#: Any of these variables, not empty, makes a provider of the shipped catalog available.
+KEY_VARIABLES: Final = {name: entry.key for name, entry in _SHIPPED.providers.items() if entry.key}
 
 #: Why an answer comes from `fallback`: `source.reason`.
 NO_PROVIDER_KEY: Final = "no_provider_key"
+PROVIDERS_FAILED: Final = "providers_failed"
 
-_PROVIDERS: Final = ("anthropic", "openai", "fallback", "scripted")
+_OWN: Final = ("fallback", "scripted")
+_FALLBACK: Final = Candidate("fallback", FALLBACK_MODEL)
 
 
 class UnknownModel(ValueError):
     """`model` names nothing that could ever answer here. The text says what could."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Who answers: the name of a provider, the model as that provider calls it, the tier if one was asked for."""
+class Route(msgspec.Struct, frozen=True):
+    """Who may answer a request, best first, and what is done when one of them fails."""
 
-    provider: str
-    model: str
-    tier: Tier | None = None
+    candidates: tuple[Candidate, ...]
+    after_content: tuple[AfterContent, ...]
+    falls_back: bool = False
+    """A tier was asked for: when all have failed before any content, the rules answer."""
     reason: str | None = None
 
 
@@ -65,80 +53,143 @@ class Providers:
         self,
         available: frozenset[str],
         *,
+        catalog: Catalog = _SHIPPED,
+        environ: Mapping[str, str] | None = None,
         requests: int = REQUESTS,
         made: Mapping[str, Provider] | None = None,
     ) -> None:
-        """`made` are objects to use as they are, by name, instead of this module's; closed with the others."""
+        """`made` are objects to use as they are, by name, instead of this module's; closed with the others.
+
+        `environ` tells the accounts apart; requests are made with the process's own environment.
+        `requests` bounds the requests at a time to each provider whose entry names no bound. Raises WrongCatalog.
+        """
+        for name, entry in catalog.providers.items():
+            if entry.format == "responses":
+                raise WrongCatalog(f'providers.{name}.format "responses" is not available yet; write "openai"')
         self.available = available | frozenset(made or ())
+        self.catalog = catalog
+        self._environ = os.environ if environ is None else environ
+        self._requests = requests
         self._made: dict[str, Provider] = dict(made or {})
-        self._makers: dict[str, Callable[[], Provider]] = {
-            "anthropic": lambda: AnthropicProvider(requests=requests),
-            "openai": lambda: OpenAIProvider(requests=requests),
-            "fallback": FallbackProvider,
-            "scripted": ScriptedProvider,
-        }
+        self._own: dict[str, Callable[[], Provider]] = {"fallback": FallbackProvider, "scripted": ScriptedProvider}
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], *, scripted: bool = True, requests: int = REQUESTS) -> Providers:
-        """What the keys in `environ` allow. The SDKs read the same variables, from the process's environment.
+    def from_env(
+        cls,
+        environ: Mapping[str, str],
+        *,
+        scripted: bool = True,
+        requests: int = REQUESTS,
+        catalog: Catalog = _SHIPPED,
+    ) -> Providers:
+        """What the keys in `environ` allow; a provider that needs none is always available. Raises WrongCatalog."""
+        keyed = {name for name, entry in catalog.providers.items() if entry.has_key(environ)}
+        own = set(_OWN) if scripted else {"fallback"}
+        return cls(frozenset(keyed | own), catalog=catalog, environ=environ, requests=requests)
 
-        `requests` bounds the requests at a time to each provider; above `sdk.POOL_CONNECTIONS` makes no sense.
+    # -- what a request means
+
+    def route(self, body: Body) -> Route:
+        """Who may answer `body`, by its `model`, `provider` and `fallbacks`. Pure. Raises UnknownModel.
+
+        A preferred provider comes first where it is among those that may answer. Where no key is there for any of
+        them, `fallback` answers and the reason says so.
         """
-        keyed = {name for name, variables in KEY_VARIABLES.items() if any(environ.get(key) for key in variables)}
-        own = {"fallback", "scripted"} if scripted else {"fallback"}
-        return cls(frozenset(keyed | own), requests=requests)
+        tier = self.catalog.tier(body.model)
+        wanted = self._named(body.model)
+        if body.provider is not None:
+            wanted.sort(key=lambda candidate: candidate.provider != body.provider)  # stable
+        falls_back = tier is not None
+        if body.fallbacks:
+            wanted = next(([first] for first in wanted if first.provider in self.available), [])
+            for name in body.fallbacks:
+                wanted += self._named(name)
+                falls_back = falls_back or self.catalog.tier(name) is not None
+        candidates = tuple(dict.fromkeys(each for each in wanted if each.provider in self.available))
+        policy = (tier or TierEntry(("-",))).after_content
+        if not candidates:
+            return Route((_FALLBACK,), policy, reason=NO_PROVIDER_KEY)
+        return Route(candidates, policy, falls_back)
 
-    def resolve(self, model: str, prefer: str | None = None) -> Choice:
-        """What `model` means: `provider/model`, a tier or a complexity. Pure. Raises UnknownModel.
-
-        `prefer` names the provider to use for a tier if it has a key. Where a key is missing, the choice is
-        `fallback` and its reason says so.
-        """
-        tier = TIERS.get(model)
+    def _named(self, model: str) -> list[Candidate]:
+        """The candidates that `model` names, with a key or without. Raises UnknownModel."""
+        tier = self.catalog.tier(model)
         if tier is not None:
-            return self._resolve_tier(tier, prefer)
+            return [self._candidate(*name.split("/", 1)) for name in tier.models]
         name, slash, concrete = model.partition("/")
         if not slash:
-            raise UnknownModel(self._help(model))
-        if name not in _PROVIDERS:
-            raise UnknownModel(f"there is no provider “{name}”: {_ways()}")
+            named = f"“{model}” is no model here" if model else "no model was named"
+            raise UnknownModel(f"{named}: {self._ways()}")
         if name == "fallback":
-            return Choice("fallback", FALLBACK_MODEL)
+            return [_FALLBACK]
+        if name not in self._names():
+            raise UnknownModel(f"there is no provider “{name}”: {self._ways()}")
         if not concrete:
-            raise UnknownModel(f"“{model}” names no model: {_ways()}")
-        if name not in self.available:
-            if name == "scripted":
-                raise UnknownModel(f"scripted models are turned off on this worker: {_ways()}")
-            return Choice("fallback", FALLBACK_MODEL, reason=NO_PROVIDER_KEY)
-        return Choice(name, concrete)
+            raise UnknownModel(f"“{model}” names no model: {self._ways()}")
+        if name == "scripted" and name not in self.available:
+            raise UnknownModel(f"scripted models are turned off on this worker: {self._ways()}")
+        return [self._candidate(name, concrete)]
 
-    def _resolve_tier(self, tier: Tier, prefer: str | None) -> Choice:
-        order = sorted(TIER_MODELS, key=lambda name: name != prefer)  # stable: the preferred one first
-        for name in order:
-            if name in self.available:
-                return Choice(name, TIER_MODELS[name][tier], tier)
-        return Choice("fallback", FALLBACK_MODEL, tier, NO_PROVIDER_KEY)
+    def _candidate(self, provider: str, model: str) -> Candidate:
+        return Candidate(provider, model, self.catalog.model(f"{provider}/{model}").context)
 
-    def _help(self, model: str) -> str:
-        return f"“{model}” is no model here: {_ways()}" if model else f"no model was named: {_ways()}"
+    def _names(self) -> list[str]:
+        return [*self.catalog.providers, *_OWN]
+
+    def _ways(self) -> str:
+        tiers = ", ".join([*self.catalog.tiers, *self.catalog.complexity])
+        return f"write provider/model with one of {', '.join(self._names())}, or one of {tiers}"
+
+    # -- those who answer
 
     def get(self, name: str) -> Provider:
         """The provider called `name`, always the same object. Raises KeyError for one that is not available."""
         if name not in self.available:
             raise KeyError(name)
         if name not in self._made:
-            self._made[name] = self._makers[name]()
+            own = self._own.get(name)
+            self._made[name] = own() if own else self._make(name, self.catalog.providers[name])
         return self._made[name]
+
+    def _make(self, name: str, entry: ProviderEntry) -> Provider:
+        kind = {"anthropic": AnthropicProvider, "openai": OpenAIProvider}[entry.format]
+        prefills = frozenset(
+            model.removeprefix(f"{name}/")
+            for model, can in self.catalog.models.items()
+            if can.prefill and model.startswith(f"{name}/")
+        )
+        return kind(name, entry, requests=entry.requests or self._requests, prefills=prefills)
+
+    def model(self, candidate: Candidate) -> ModelEntry:
+        """What a model can."""
+        return self.catalog.model(candidate.name)
+
+    def models(self) -> Iterator[str]:
+        """What may be asked for by name and has a key: tiers and complexities, then `provider/model`, each once."""
+        yield from (*self.catalog.tiers, *self.catalog.complexity)
+        of_tiers = [name for tier in self.catalog.tiers.values() for name in tier.models]
+        listed = dict.fromkeys([*self.catalog.models, *of_tiers])
+        yield from (name for name in listed if name.partition("/")[0] in self.available)
+
+    def credential(self, name: str) -> str | None:
+        """Tells one provider's accounts apart without telling the key; None for one that has none of its own."""
+        entry = self.catalog.providers.get(name)
+        if entry is None:
+            return None
+        environ = self._environ
+        key = next((environ[variable] for variable in entry.key if environ.get(variable)), "")
+        address = environ.get(entry.base_url_variable or "") or entry.base_url or ""
+        return hashlib.sha256(f"{address}\n{key}".encode()).hexdigest()[:12]
 
     async def warm(self) -> None:
         """Import the SDKs of the providers with a key, off the event loop, so that no answer waits a second for it.
 
         Raises ProviderError if one cannot be set up.
         """
-        for name in KEY_VARIABLES:
+        for name in self.catalog.providers:
             if name in self.available:
                 provider = self.get(name)
-                if isinstance(provider, AnthropicProvider | OpenAIProvider):
+                if isinstance(provider, SdkProvider):
                     await provider.warm()
 
     async def close(self) -> None:
@@ -146,7 +197,3 @@ class Providers:
         while self._made:
             _, provider = self._made.popitem()
             await provider.close()
-
-
-def _ways() -> str:
-    return f"write provider/model with one of {', '.join(_PROVIDERS)}, or one of {', '.join(TIERS)}"

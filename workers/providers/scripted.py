@@ -14,7 +14,8 @@ The model's name is the script: `story`, or parameters such as `tokens=200,rate=
 | think_ms | 0 | silence before the first piece |
 | stall_after | – | silence for ever after so many pieces of text |
 | fail_after | – | failure after so many pieces of text … |
-| code | provider_error | … with this code of `done.error` |
+| code | provider_error | … with this code of `done.error` … |
+| fault | request | … and this fault: what failover makes of it, see workers/chain.py |
 
 `max_tokens` of the request cuts the text and stops with `length`. Asked for what follows the beginning of its own
 answer, it goes on from there, all figures counting from the answer's start; a beginning that it would not have
@@ -27,11 +28,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from itertools import chain, islice
+from typing import get_args
 
 import msgspec
 
 from headrace.protocol.body import Body
 from headrace.protocol.codes import DONE_ERROR_CODES
+from workers.chain import Fault
 from workers.providers import (
     Continues,
     Event,
@@ -90,6 +93,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     stall_after: int | None = None
     fail_after: int | None = None
     code: str = "provider_error"
+    fault: Fault = "request"
 
 
 #: What a parameter may be, both ends included.
@@ -120,10 +124,14 @@ def parse(model: str) -> Script:
             if value not in DONE_ERROR_CODES:
                 raise _bad(f"code is one of {', '.join(DONE_ERROR_CODES)}")
             values[key] = value
+        elif key == "fault":
+            if value not in get_args(Fault):
+                raise _bad(f"fault is one of {', '.join(get_args(Fault))}")
+            values[key] = value
         elif key in _RANGES:
             values[key] = _figure(key, value)
         else:
-            raise _bad(f"there is no “{key}”; there are {', '.join([*_RANGES, 'code'])}")
+            raise _bad(f"there is no “{key}”; there are {', '.join([*_RANGES, 'code', 'fault'])}")
     return msgspec.convert(values, Script, strict=False)
 
 
@@ -140,7 +148,7 @@ def _figure(key: str, value: str) -> float | int | bool:
 
 def _bad(what: str) -> ProviderError:
     message = f"scripted model: {what}. Write scripted/story or, say, scripted/tokens=200,rate=20"
-    return ProviderError("provider_error", message, retry="no")
+    return ProviderError("provider_error", message, fault="request", retry="no")
 
 
 def texts(script: Script, prompt: str) -> Iterator[str]:
@@ -170,7 +178,7 @@ def told(script: Script, prompt: str, kept: str) -> tuple[int, int]:
         whole, rest = whole + 1, rest[len(text) :]
     if rest:
         message = "scripted model: its answer does not begin with the text to go on from"
-        raise ProviderError("provider_error", message, retry="no", refused=True)
+        raise ProviderError("provider_error", message, fault="request", retry="no", refused=True)
     return whole, 0
 
 
@@ -231,7 +239,7 @@ class _Run:
         for count, text in enumerate(chain(islice(texts(script, prompt), first, None), (None,)), first):
             if count == fail:
                 message = f"scripted failure after {count} pieces"
-                self.failed = ProviderError(script.code, message)
+                self.failed = ProviderError(script.code, message, fault=script.fault)
                 return
             if count == stall:
                 self.stalled = True

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any
+from typing import Any, Final
 
 from headrace.protocol.body import Body
-from workers.providers import Continues, Event, ProviderError
+from workers.catalog import Clocks, ProviderEntry, load
+from workers.chain import Fault
+from workers.providers import Continues, Event, ProviderError, Speaker, Usage
 from workers.providers.continuation import continued
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
 from workers.providers.sse import EventTooLarge
+from workers.providers.watchdog import Expired, Phase, Watchdog
 
 #: Requests at a time to one provider. Below `POOL_CONNECTIONS`, so that a full pool never looks like a dead provider.
 REQUESTS = 900
@@ -28,10 +32,7 @@ POOL_CONNECTIONS = 1000
 #: How long a request waits for one of the others to end.
 SLOT_WAIT_S = 5.0
 
-CONNECT_S = 5.0
 WRITE_S = 10.0
-#: The longest silence, before the headers or between two reads. Keep-alive events of the provider count as life.
-READ_IDLE_S = 60.0
 #: How long the usage may follow the model's own stop …
 USAGE_S = 2.0
 #: … and the end of the body the last event, so that the connection can be used again. Neither is worth failing for.
@@ -42,20 +43,52 @@ BODY_END_S = 0.25
 _FOREIGN = frozenset({"anthropic", "openai", "httpx2", "httpcore2", "aiohttp", "pydantic"})
 
 
+_SHIPPED: Final = load(None).providers
+#: Which clock is over: its fault, and what is said of it.
+_PHASES: Final[dict[Phase, tuple[Fault, str]]] = {
+    "headers": ("headers_timeout", "did not answer within"),
+    "first_content": ("silent", "began to answer and then wrote nothing for"),
+    "idle": ("idle", "sent nothing for"),
+    "idle_content": ("idle", "sent signs of life and nothing else for"),
+    "total": ("idle", "was not finished after"),
+}
+
+
 class SdkProvider(ABC):
     """One provider behind its SDK. Shared by all generations of a worker; belongs to one event loop."""
 
-    name: str
     mode = "live"
-    account: Account
+    #: The provider that the format and its SDK are named after.
+    format: str
 
     def __init__(
-        self, *, requests: int = REQUESTS, connect_s: float = CONNECT_S, read_idle_s: float = READ_IDLE_S
+        self,
+        name: str | None = None,
+        entry: ProviderEntry | None = None,
+        *,
+        requests: int = REQUESTS,
+        prefills: frozenset[str] = frozenset(),
     ) -> None:
+        """Without a name and an entry: the shipped catalog's. `prefills`: models that take the beginning of their own
+        answer, beside those that are known to.
+        """
+        shipped = _SHIPPED[self.format]
+        self.name = name or self.format
+        entry = entry or shipped
+        self.account = Account(
+            self.name,
+            entry.key[0] if entry.key else "the key",
+            entry.base_url_variable or f"providers.{self.name}.base_url",
+        )
+        self._entry = entry
+        #: The SDK finds key and address of its own provider by itself, in more places than the catalog names.
+        self._is_shipped = (entry.key, entry.base_url, entry.base_url_variable) == (
+            shipped.key, None, shipped.base_url_variable,
+        )  # fmt: skip
+        self._clocks: Clocks = entry.clocks
+        self._prefills = prefills
         self._requests = requests
         self._slots = asyncio.Semaphore(requests)
-        self._connect_s = connect_s
-        self._read_idle_s = read_idle_s
         self._client: Any = None
         self._making = asyncio.Lock()
 
@@ -78,14 +111,27 @@ class SdkProvider(ABC):
     def _failure(self, error: Exception) -> Failure | None:
         """What the SDK's exception says about an HTTP answer; None if it is about something else."""
 
-    def _timeouts(self) -> dict[str, float]:
-        """In seconds, by httpx2's names.
+    def _credentials(self, official_url: str) -> dict[str, Any]:
+        """Arguments of the SDK's client: a key and an address of its own for a provider that the SDK does not know."""
+        if self._is_shipped:
+            return {}
+        variable = next((name for name in self._entry.key if os.environ.get(name)), "")
+        how = "auth_token" if self.format == "anthropic" and variable.endswith("AUTH_TOKEN") else "api_key"
+        url = os.environ.get(self._entry.base_url_variable or "") or self._entry.base_url or official_url
+        return {how: os.environ.get(variable) or "none", "base_url": url}
+
+    def _timeouts(self) -> dict[str, float | None]:
+        """In seconds, by httpx2's names. Reading is the watchdog's.
 
         The SDKs' aiohttp transport takes `pool` for everything up to an open connection (waiting, name look-up,
         TCP, TLS), so it gets the time for connecting. Nobody waits for a free connection: there are more than slots.
         """
-        connect = self._connect_s
-        return {"connect": connect, "pool": connect, "write": WRITE_S, "read": self._read_idle_s}
+        connect = self._clocks.connect_s
+        return {"connect": connect, "pool": connect, "write": WRITE_S, "read": None}
+
+    @property
+    def _connections(self) -> int:
+        return max(POOL_CONNECTIONS, self._requests + 1)
 
     async def warm(self) -> None:
         """Import the SDK now, off the event loop, instead of on the first request. Raises ProviderError."""
@@ -120,25 +166,33 @@ class SdkProvider(ABC):
 
     async def _answer(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
         decoder = self._decoder()
+        watchdog = Watchdog(self._clocks)
         try:
-            async with self._request(self._client, model, body) as response:
-                self._check_content_type(response.headers.get("content-type", ""))
-                async with aclosing(response.http_response.aiter_bytes()) as chunks:
-                    async for chunk in chunks:
-                        if events := decoder.feed(chunk):
+            with watchdog:
+                async with self._request(self._client, model, body) as response:
+                    watchdog.headers()
+                    self._check_content_type(response.headers.get("content-type", ""))
+                    async with aclosing(response.http_response.aiter_bytes()) as chunks:
+                        async for chunk in chunks:
+                            events = decoder.feed(chunk)
+                            watchdog.read(content=_is_content(events))
+                            if events:
+                                watchdog.pause()
+                                yield events
+                                watchdog.resume()
+                            if decoder.error is not None:
+                                raise decoder.error
+                            if decoder.stopping:
+                                break
+                        watchdog.pause()
+                        async for events in _after_stop(decoder, chunks):
                             yield events
-                        if decoder.error is not None:
-                            raise decoder.error
-                        if decoder.stopping:
-                            break
-                    async for events in _after_stop(decoder, chunks):
-                        yield events
         except Exception as error:
             raise self._sorted(error) from None
         if not decoder.stopped:
             if not (events := decoder.end()):
                 message = f"{self.name} ended its answer without saying that it was complete"
-                raise ProviderError("provider_error", message)
+                raise ProviderError("provider_error", message, fault="truncated")
             yield events
 
     def _check_content_type(self, content_type: str) -> None:
@@ -147,17 +201,21 @@ class SdkProvider(ABC):
         if kind in ("application/json", "text/html"):
             url = self.account.url_variable
             message = f"{self.name} answered with {kind} instead of a stream of events: check {url} if it is set"
-            raise ProviderError("provider_error", message, retry="no")
+            raise ProviderError("provider_error", message, fault="absent", retry="no")
 
     def _sorted(self, error: Exception) -> Exception:
         """The `ProviderError` that `error` means. It keeps nothing of the error's text, which may quote a prompt."""
         if isinstance(error, ProviderError):
             return error
+        if isinstance(error, Expired):
+            fault, what = _PHASES[error.phase]
+            return ProviderError("provider_timeout", f"{self.name} {what} {error.after_s:g} s", fault=fault)
         failure = self._failure(error)
         if failure is not None:
             return provider_failure(self.account, failure, time.time())
         if isinstance(error, MalformedStream | EventTooLarge):
-            return ProviderError("provider_error", f"{self.name} sent what is not valid in its own format")
+            message = f"{self.name} sent what is not valid in its own format"
+            return ProviderError("provider_error", message, fault="malformed")
         return self._broken(_class_names(error)) or self._defect(error)
 
     def _broken(self, kinds: set[str]) -> ProviderError | None:
@@ -168,22 +226,27 @@ class SdkProvider(ABC):
         if "ClientConnectorError" in kinds:
             return self._unreachable()
         if kinds & {"ServerDisconnectedError", "ClientOSError"}:
-            return ProviderError("provider_error", f"the connection to {self.name} broke")
+            return self._broke()
         if kinds & {"ConnectTimeout", "PoolTimeout"}:
-            message = f"{self.name} could not be reached within {self._connect_s:g} s"
-            return ProviderError("provider_timeout", message)
+            message = f"{self.name} could not be reached within {self._clocks.connect_s:g} s"
+            return ProviderError("provider_timeout", message, fault="connect_timeout")
         if kinds & {"APITimeoutError", "TimeoutException"}:
-            return ProviderError("provider_timeout", f"{self.name} sent nothing for {self._read_idle_s:g} s")
+            return ProviderError(
+                "provider_timeout", f"{self.name} took the request too slowly", fault="headers_timeout"
+            )
         if "ConnectError" in kinds:
             return self._unreachable()
         if kinds & {"TransportError", "ConnectionError"}:
-            return ProviderError("provider_error", f"the connection to {self.name} broke")
+            return self._broke()
         return None
+
+    def _broke(self) -> ProviderError:
+        return ProviderError("provider_error", f"the connection to {self.name} broke", fault="broken")
 
     def _unreachable(self) -> ProviderError:
         url = self.account.url_variable
         message = f"{self.name} could not be reached: check the network, and {url} if it is set"
-        return ProviderError("provider_error", message)
+        return ProviderError("provider_error", message, fault="unreachable")
 
     def _defect(self, error: Exception) -> Exception:
         """A request that could not even be sent; or `error` itself, if it is a defect of ours."""
@@ -192,12 +255,16 @@ class SdkProvider(ABC):
             return error
         what = type(error).__name__
         message = f"the request to {self.name} could not be made ({what}): check {self.account.key_variable}"
-        return ProviderError("provider_error", message, retry="no")
+        return ProviderError("provider_error", message, fault="credential", retry="no")
 
     async def close(self) -> None:
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()
+
+
+def _is_content(events: list[Event]) -> bool:
+    return any(not isinstance(event, Speaker | Usage) for event in events)
 
 
 async def _after_stop(

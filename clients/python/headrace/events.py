@@ -91,6 +91,8 @@ class Notice(msgspec.Struct, frozen=True):
     code: str
     provider: str | None = None
     after_ms: int | None = None
+    parameter: str | None = None
+    """With `parameter_dropped`: what of the request the model does not take."""
 
 
 class Reset(msgspec.Struct, frozen=True):

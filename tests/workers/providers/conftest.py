@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
 from tests.fakes import FakeProvider
+from workers.catalog import Clocks, load
 from workers.providers.anthropic import AnthropicProvider
 from workers.providers.openai import OpenAIProvider
-from workers.providers.sdk import SdkProvider
+from workers.providers.sdk import REQUESTS, SdkProvider
 
 #: A model that each fake accepts, by provider.
 MODELS = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}
@@ -61,8 +63,10 @@ async def openai(fake: FakeProvider) -> AsyncIterator[SdkProvider]:
     await made.close()
 
 
-def make(name: str, **options: float) -> SdkProvider:
-    return AnthropicProvider(**options) if name == "anthropic" else OpenAIProvider(**options)  # type: ignore[arg-type]
+def make(name: str, *, requests: int = REQUESTS, **clocks: float) -> SdkProvider:
+    """As shipped, but for the clocks, named as in the catalog."""
+    entry = msgspec.structs.replace(load(None).providers[name], clocks=Clocks(**clocks))
+    return (AnthropicProvider if name == "anthropic" else OpenAIProvider)(name, entry, requests=requests)
 
 
 @pytest.fixture

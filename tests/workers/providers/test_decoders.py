@@ -168,7 +168,7 @@ def test_a_later_usage_replaces_an_earlier_one_and_the_input_includes_what_was_c
     usage = {"input_tokens": 5, "cache_creation_input_tokens": 20, "cache_read_input_tokens": 100}
     events = decode("anthropic", stream_of("anthropic", Script(usage=usage)))
     counted = [event for event in events if isinstance(event, Usage)]
-    assert counted == [Usage(125, 1, 100), Usage(125, 3, 100)]
+    assert counted == [Usage(125, 1, 100, 20), Usage(125, 3, 100, 20)]
 
 
 def test_absent_usage_figures_keep_what_was_known() -> None:
@@ -183,9 +183,13 @@ def test_absent_usage_figures_keep_what_was_known() -> None:
     assert decoder.feed(stream)[-1] == Usage(input_tokens=7, output_tokens=9)
 
 
-def test_cached_tokens_of_chat_completions_are_read() -> None:
-    usage = {"prompt_tokens": 50, "prompt_tokens_details": {"cached_tokens": 40}}
-    assert decode("openai", stream_of("openai", Script(usage=usage)))[-2] == Usage(50, 3, 40)
+def test_cached_and_reasoning_tokens_of_chat_completions_are_read() -> None:
+    usage = {
+        "prompt_tokens": 50,
+        "prompt_tokens_details": {"cached_tokens": 40},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    assert decode("openai", stream_of("openai", Script(usage=usage)))[-2] == Usage(50, 3, 40, reasoning_tokens=2)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from workers.providers import Citation, Event, ProviderError, Reasoning, Speaker
 from workers.providers import sdk as sdk_module
 from workers.providers.openai import request_fields
 from workers.providers.sdk import SdkProvider
+from workers.providers.watchdog import Watchdog
 
 
 async def ask(provider: SdkProvider, body: Body, model: str | None = None) -> list[Event]:
@@ -374,15 +375,64 @@ async def test_a_done_marker_without_a_finish_reason_is_no_end(
 # -- time ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [Script(fault="stall", fault_after=1), Script(headers_s=30.0)])
-async def test_silence_is_a_timeout(fake: FakeProvider, body: Body, script: Script) -> None:
+PINGS = Script(tokens=1, fault="pings", fault_after=1)
+
+
+@pytest.mark.parametrize(
+    ("script", "clock", "fault", "words"),
+    [
+        (Script(headers_s=30.0), "headers_s", "headers_timeout", "did not answer within 0.2 s"),
+        (Script(fault="stall"), "first_content_s", "silent", "wrote nothing for 0.2 s"),
+        (Script(fault="stall", fault_after=1), "idle_s", "idle", "sent nothing for 0.2 s"),
+        (PINGS, "idle_content_s", "idle", "signs of life and nothing else for 0.2 s"),
+        (Script(tokens=100_000, gap_s=0.02), "total_s", "idle", "was not finished after 0.2 s"),
+    ],
+)
+async def test_every_clock_has_its_fault_and_says_so(
+    fake: FakeProvider, body: Body, script: Script, clock: str, fault: str, words: str
+) -> None:
     for name in MODELS:
-        provider = make(name, read_idle_s=0.1)
+        provider = make(name, **{clock: 0.2})  # type: ignore[arg-type]
+        await provider.warm()
         fake.queue.append(script)
         error = await failure(provider, body)
-        assert (error.code, error.retry) == ("provider_timeout", "backoff")
-        assert "sent nothing for 0.1 s" in error.message
+        assert (error.code, error.retry, error.fault) == ("provider_timeout", "backoff", fault)
+        assert words in error.message
+        await asyncio.wait_for(fake.last.gone.wait(), 1)
         await provider.close()
+
+
+async def test_time_in_which_nobody_reads_is_not_the_provider_s(
+    provider: SdkProvider, fake: FakeProvider, body: Body
+) -> None:
+    impatient = make(provider.name, idle_s=0.3, idle_content_s=0.3, total_s=0.6)
+    fake.queue.append(Script(tokens=50, gap_s=0.002))
+    stream = impatient.stream(MODELS[provider.name], body)
+    seen = await anext(stream)
+    await asyncio.sleep(0.9)
+    async for events in stream:
+        seen = events
+    assert isinstance(seen[-1], Stop)
+    await impatient.close()
+
+
+async def test_a_reader_that_is_cancelled_as_a_clock_runs_out_stays_cancelled(
+    fake: FakeProvider, body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = make("openai", idle_s=0.1)
+    fake.queue.append(Script(fault="stall", fault_after=1))
+    look = Watchdog._look
+
+    def look_and_cancel(watchdog: Watchdog) -> None:
+        look(watchdog)
+        if watchdog._expired is not None:
+            reader.cancel()
+
+    monkeypatch.setattr(Watchdog, "_look", look_and_cancel)
+    reader = asyncio.create_task(ask(provider, body))
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    await provider.close()
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ class Source(Data):
     model: str
     mode: Literal["live", "fallback", "cached"]
     reason: str | None = None
+    call: int | None = None
+    """The number of the provider call in its attempt, from 2 on."""
 
 
 class ToolCall(Data):
@@ -73,6 +75,7 @@ class Notice(Data):
     code: str
     provider: str | None = None
     after_ms: int | None = None
+    parameter: str | None = None
 
 
 class Reset(Data):
