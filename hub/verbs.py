@@ -218,7 +218,10 @@ class Verbs:
     def _attach_now(self, following: Following, tail: Tail, view: StreamView) -> None:
         endpoint, relay, settings = self._endpoint, self._node.relay, self._node.settings
         stream, after = following.stream, following.after
-        resumed, offset = (True, view.top) if after == "now" else resume_at(after, view.top, view.runs)
+        if after == "now":  # of what has ended, before its end: whoever comes last hears `done` too
+            resumed, offset = True, view.top - (view.state == "done")
+        else:
+            resumed, offset = resume_at(after, view.top, view.runs)
         former = endpoint.attachments.pop(stream, None)
         if former is not None:
             relay.remove(former)

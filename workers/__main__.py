@@ -71,13 +71,15 @@ async def _work(settings: WorkerSettings, url: str, providers: Providers) -> Non
     running_loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         running_loop.add_signal_handler(number, worker.stop)
-    announcing = asyncio.create_task(_announce(worker, providers))
     try:
         await _warm(providers)
-        await worker.run()
+        announcing = asyncio.create_task(_announce(worker, providers))
+        try:
+            await worker.run()
+        finally:
+            announcing.cancel()
+            await asyncio.gather(announcing, return_exceptions=True)
     finally:
-        announcing.cancel()
-        await asyncio.gather(announcing, return_exceptions=True)
         await providers.close()
         await broker.close()
     log_.info(f"worker {worker.name} left")

@@ -154,7 +154,7 @@ class Chat:
         elif isinstance(update, headrace.ToolCall):
             paper.line(f"⚙ {update.name}")
         elif isinstance(update, headrace.Notice):
-            paper.line(f"({update.code.replace('_', ' ')})")
+            paper.line(f"({_told(update)})")
         elif isinstance(update, headrace.Reset | headrace.Restarted):
             paper.line(f"(what stands above is void, {update.reason.replace('_', ' ')}: from the start)")
 
@@ -193,6 +193,16 @@ class Chat:
             for what, meaning in _HINTS.items():
                 self._paper.line(f"{what:<12} {meaning}")
         return True
+
+
+def _told(notice: headrace.Notice) -> str:
+    if notice.code == "failover":
+        return f"the provider broke off, {notice.provider} goes on"
+    if notice.code == "retrying":
+        return f"{notice.provider} broke off and is asked again"
+    if notice.code == "parameter_dropped":
+        return f"this model does not take {notice.parameter}: left out"
+    return notice.code.replace("_", " ")
 
 
 @contextmanager

@@ -415,3 +415,14 @@ async def test_kinds_of_a_later_version_pass_through_with_their_offsets(hub: Run
     [unknown] = [frame for frame in frames if frame.get("kind") == "hologram"]
     assert unknown["data"] == {"attempt": 3}
     assert offsets_of(frames) == [1, 2, 3, 4]
+
+
+async def test_who_comes_now_when_all_is_said_hears_the_end(hub: RunningHub, worker: Worker) -> None:
+    wire = await hub.join()
+    accepted = await ask(wire)
+    frames = await wire.until("entry", kind="done")
+    late = await hub.join()
+    await late.send({"type": "attach", "id": 1, "stream": accepted["stream"], "after": "now"})
+    top = frames[-1]["offset"]
+    await late.expect("attached", resumed=True, offset=top - 1, top=top)
+    await late.expect("entry", kind="done", offset=top)
