@@ -24,7 +24,7 @@ from tests.chaos.stage import SECRET, Stage
 #: Fresh viewers at a time.
 AT_ONCE = 30
 #: What lives without an end: bounded by its own rules, not by time.
-LASTING = ("hr:{lanes}:", "hr:live:")
+LASTING = ("hr:{lanes}:", "hr:live:", "hr:usage")
 #: A process may keep more than it began with: pools of connections, and the allocator's memory.
 SPARE_FILES = 45
 SPARE_KIB = 80 * 1024
