@@ -76,7 +76,7 @@ class EchoApplication:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await receive()
-            scope["state"].update(gate=Gate(100, 100), settings=self._settings)
+            scope["state"].update(gate=Gate(100, 100), settings=self._settings, body_paths=frozenset())
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})

@@ -76,7 +76,7 @@ class Leftovers:
             name = key.decode()
             if name.endswith(":interest"):
                 found.append(f"{name}: {await self._direct.hgetall(key)}")
-            if await self._direct.ttl(key) == -1 and not name.startswith("hr:{lanes}:"):
+            if await self._direct.ttl(key) == -1 and not name.startswith(("hr:{lanes}:", "hr:usage")):
                 found.append(f"{name} has no end")
         return found
 
