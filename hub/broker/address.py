@@ -23,6 +23,9 @@ _WATCHED = ("redis+sentinel", "rediss+sentinel")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 #: A host name or an IPv4 address, or an IPv6 address in brackets; then perhaps a port.
 _HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>\d{1,5}))?")
+_PARTS = re.compile(
+    r"(?P<scheme>[a-zA-Z+]+)://(?P<netloc>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#.*)?", re.DOTALL
+)
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 
@@ -51,15 +54,23 @@ class Address:
 
 def parse_address(url: str) -> Address:
     """Raises WrongAddress."""
+    if url.partition("://")[0].lower() in _WATCHED:
+        return _watched(url, _split(url))
     try:
         parts = urlsplit(url)
     except ValueError:
         raise WrongAddress("it is no URL; an IPv6 address stands in [brackets]") from None
-    if parts.scheme in _WATCHED:
-        return _watched(url, parts)
     if parts.scheme not in _PLAIN:
         raise WrongAddress(f"it begins with none of {', '.join(f'{scheme}://' for scheme in (*_PLAIN, *_WATCHED))}")
     return _plain(url, parts)
+
+
+def _split(url: str) -> SplitResult:
+    """As RFC 3986, appendix B. Several hosts are no URL to newer versions of `urlsplit`, if one is in brackets."""
+    found = _PARTS.fullmatch(url)
+    if found is None:
+        raise WrongAddress("it is no URL")
+    return SplitResult(found["scheme"].lower(), found["netloc"], found["path"], found["query"] or "", "")
 
 
 def _plain(url: str, parts: SplitResult) -> Address:

