@@ -116,6 +116,13 @@ def test_take_fills_a_batch_up_to_its_limit() -> None:
     assert len(taken(outbox)) == 1
 
 
+def test_what_is_pending_can_be_looked_at_and_stays() -> None:
+    outbox = Outbox()
+    outbox.text("text", "kept")
+    outbox.entry("usage", b"u")
+    assert outbox.peek() == taken(outbox) == [("text", b"kept"), ("usage", b"u")]
+
+
 def test_trim_drops_the_newest() -> None:
     outbox = Outbox()
     outbox.text("text", "kept")

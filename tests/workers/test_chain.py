@@ -58,6 +58,11 @@ def test_a_rate_limit_is_waited_for_only_when_there_is_nobody_else_and_within_th
     assert begun(A).failed("rate_limited", "nothing") is None
 
 
+def test_a_policy_of_going_on_alone_ends_what_cannot_go_on() -> None:
+    assert begun(A, B, policy=["continue"]).failed("idle", "mixed") is None
+    assert [candidate.name for candidate in (A, B)] == ["anthropic/sonnet", "openai/terra"]
+
+
 def test_what_a_breaker_keeps_out_is_passed_over() -> None:
     chain = Chain([A, B, C], SPLICE, lambda candidate: 5.0 if candidate in (A, B) else 0.0)
     assert chain.begin() == Ask(C, "begin")

@@ -317,6 +317,29 @@ def test_a_second_call_that_voids_the_first_does_so_with_its_first_content(froze
     }  # fmt: skip
 
 
+def test_what_is_told_beside_a_call_comes_with_its_first_content_and_all_of_it_can_be_read_back() -> None:
+    generation = begin()
+    assert not generation.has_spoken and generation.status is None
+    generation.begin_call(Speaker("other", "big", "live"), [Notice("parameter_dropped", parameter="temperature")])
+    assert kinds(list(generation.entries())) == ["started"]
+    generation.feed(HELLO, 100.0)
+    assert generation.has_spoken
+    entries = logged(generation)
+    assert kinds(entries) == ["started", "source", "notice", "text"]
+    generation.feed([Text("!")], 101.0)
+    assert list(generation.entries()) == [*entries, ("text", b"!")]
+    generation.end(CANCELLED)
+    assert generation.status == "cancelled"
+
+
+def test_after_the_end_there_is_nothing_more_to_tell_and_nothing_to_void() -> None:
+    generation = begin()
+    generation.feed([*HELLO, Stop("stop")], 100.0)
+    generation.notice(Notice("failover", "other"))
+    generation.reset("failover")
+    assert {"notice", "reset"}.isdisjoint(kinds(logged(generation)))
+
+
 def test_an_empty_answer_voids_what_it_takes_the_place_of() -> None:
     generation = begin()
     generation.feed(HELLO, 100.0)
