@@ -252,7 +252,7 @@ async def test_a_redis_that_is_loading_its_file_is_waited_for(no_task_left: None
         screen = await viewer.generate("r1", speech(100))
         await viewer.see(screen, 10)
         await asyncio.to_thread(server.kill)
-        server.arguments = ("--key-load-delay", "300")  # microseconds a command: some 2 s
+        server.arguments = ("--key-load-delay", "1000")  # microseconds a command: some 5 s
         starting = asyncio.create_task(asyncio.to_thread(server.start))
 
         async def is_loading() -> bool:
