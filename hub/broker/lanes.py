@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from hub.broker import keys
+from hub.broker.consumers import leave, make_group, settle
 from hub.broker.keys import StreamKey
 
 GROUP = "workers"
@@ -44,11 +45,7 @@ class Lanes:
     async def ensure(self, lanes: Sequence[str]) -> None:
         """Make the consumer groups that are missing. From 0: what waits already is not skipped."""
         for lane in lanes:
-            try:
-                await self._redis.xgroup_create(keys.lane(lane), GROUP, id="0", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
+            await make_group(self._redis, keys.lane(lane), GROUP)
 
     async def take(self, redis: Any, lanes: Sequence[str], consumer: str, block_ms: int) -> list[Ticket]:
         """At most one ticket a lane, in the order of `lanes`; waits up to `block_ms` on `redis`, a blocking client."""
@@ -71,11 +68,7 @@ class Lanes:
 
     async def drop(self, ticket: Ticket) -> None:
         """Acknowledge and delete: the claim has been answered, whatever it said."""
-        name = keys.lane(ticket.lane)
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.xack(name, GROUP, ticket.id)
-        pipeline.xdel(name, ticket.id)
-        await pipeline.execute()
+        await settle(self._redis, keys.lane(ticket.lane), GROUP, ticket.id)
 
     async def stranded(self, lane: str, consumer: str) -> list[Ticket]:
         """Tickets of workers that died between delivery and claim, now this consumer's."""
@@ -91,11 +84,7 @@ class Lanes:
     async def forget(self, lanes: Sequence[str], consumer: str) -> None:
         """Remove a consumer that leaves. Only one without pending tickets: they would go with it."""
         for lane in lanes:
-            try:
-                if not await self._redis.xpending_range(keys.lane(lane), GROUP, "-", "+", 1, consumername=consumer):
-                    await self._redis.xgroup_delconsumer(keys.lane(lane), GROUP, consumer)
-            except ResponseError:
-                continue
+            await leave(self._redis, keys.lane(lane), GROUP, consumer)
 
     async def depths(self, lanes: Sequence[str]) -> dict[str, int]:
         return {lane: await self._redis.xlen(keys.lane(lane)) for lane in lanes}

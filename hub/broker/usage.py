@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from hub.broker import keys
+from hub.broker.consumers import leave, make_group, settle
 from hub.broker.resp import Command
 
 log_ = structlog.get_logger(__name__)
@@ -95,11 +96,7 @@ class UsageQueue:
 
     async def ensure(self) -> None:
         """Make the group. From 0: rows that wait already are not skipped."""
-        try:
-            await self._redis.xgroup_create(keys.usage(), GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+        await make_group(self._redis, keys.usage(), GROUP)
 
     async def take(self, consumer: str, count: int) -> list[tuple[bytes, UsageRow]]:
         """Rows that nobody wrote yet, those of dead writers first. None of them: an empty list, at once."""
@@ -132,10 +129,7 @@ class UsageQueue:
 
     async def drop(self, ids: Sequence[bytes]) -> None:
         """The ledger has these rows."""
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.xack(keys.usage(), GROUP, *ids)
-        pipeline.xdel(keys.usage(), *ids)
-        await pipeline.execute()
+        await settle(self._redis, keys.usage(), GROUP, *ids)
 
     async def discard(self) -> None:
         """Nobody keeps a ledger: drop all rows."""
@@ -143,11 +137,7 @@ class UsageQueue:
 
     async def forget(self, consumer: str) -> None:
         """Remove a consumer that leaves, unless rows are pending: they would go with it."""
-        try:
-            if not await self._redis.xpending_range(keys.usage(), GROUP, "-", "+", 1, consumername=consumer):
-                await self._redis.xgroup_delconsumer(keys.usage(), GROUP, consumer)
-        except ResponseError:
-            pass  # no group, nothing to leave
+        await leave(self._redis, keys.usage(), GROUP, consumer)
 
     async def waiting(self) -> int:
         """Rows that the ledger does not have yet."""
