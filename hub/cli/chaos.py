@@ -16,14 +16,12 @@ from contextlib import AsyncExitStack
 
 from rich.console import Console
 
-import headrace
-from hub.broker.embedded import EmbeddedRedis, NoRedis, RedisDied, find_binary
+from hub.broker.embedded import EmbeddedRedis
 from hub.cli.children import Child
 from hub.cli.crowd import Pair
-from hub.cli.demo import surroundings
-from hub.cli.failure import Failure, one_line
+from hub.cli.demo import perform, surroundings
 from hub.cli.pulse import Pulse, verdict
-from hub.cli.stack import Stack, any_port, environment
+from hub.cli.stack import Stack, environment
 
 SECONDS = 60.0
 PAIRS = 12
@@ -32,23 +30,13 @@ EVERY_S = 2.0
 #: Once nothing breaks any more, all answers end within this time.
 SETTLE_S = 45.0
 _HOST = "127.0.0.1"
+_WORKERS = ("worker 1", "worker 2")
 
 
 def show(seconds: float = SECONDS) -> int:
     """Run it on screen; 0 if every promise held, else 1. Raises Failure when it cannot be shown."""
-    console = Console(highlight=False)
-    try:
-        with EmbeddedRedis(find_binary(os.environ), appendonly="always") as redis:
-            return asyncio.run(Chaos(redis, console, seconds).run())
-    except (NoRedis, RedisDied) as error:
-        raise Failure(one_line(error)) from None
-    except headrace.HeadraceError as error:
-        raise Failure(f"the demo broke off: {one_line(error)}") from None
-    except TimeoutError:
-        raise Failure(
-            f"answers were still open {SETTLE_S:g} s after the last fault: is this machine very busy? "
-            "`headrace doctor` may know"
-        ) from None
+    late = f"answers were still open {SETTLE_S:g} s after the last fault"
+    return perform(lambda redis, console: Chaos(redis, console, seconds).run(), late, "always")
 
 
 class Chaos:
@@ -83,15 +71,11 @@ class Chaos:
         return self._judge(figures)
 
     async def _start(self) -> None:
-        ports = {any_port(_HOST)}
-        while len(ports) < 2:
-            ports.add(any_port(_HOST))
-        self._hubs = {name: (_HOST, port) for name, port in zip(("hub A", "hub B"), ports, strict=True)}
-        for name, address in self._hubs.items():
-            self._children[name] = await self._stack.start_hub(name, *address)
-        for name in ("worker 1", "worker 2"):
-            self._children[name] = await self._stack.start_worker(name)
-        await self._stack.until_ready({self._children[name]: address for name, address in self._hubs.items()})
+        hubs = await self._stack.start_hubs(_HOST, "hub A", "hub B")
+        workers = [await self._stack.start_worker(name) for name in _WORKERS]
+        await self._stack.until_ready(hubs)
+        self._hubs = {hub.name: address for hub, address in hubs.items()}
+        self._children = {child.name: child for child in (*hubs, *workers)}
         self._pulse.up = {**dict.fromkeys(self._children, True), "redis": True}
 
     async def _storm(self) -> None:
@@ -125,7 +109,7 @@ class Chaos:
         self.faults["hubs killed"] += 1
 
     async def _kill_worker(self) -> None:
-        await self._kill(self._dice.choice(["worker 1", "worker 2"]), None)
+        await self._kill(self._dice.choice(_WORKERS), None)
         self.faults["workers killed"] += 1
 
     async def _kill(self, name: str, address: tuple[str, int] | None) -> None:

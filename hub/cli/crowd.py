@@ -11,7 +11,7 @@ from typing import Self
 
 import headrace
 from headrace.protocol.frames import Attached, HubFrame
-from hub.cli.switch import Switch
+from hub.cli.viewer import Watcher
 from hub.cli.witness import Witness
 
 #: An answer of some five seconds; its length varies by the number of the question.
@@ -21,33 +21,13 @@ _TOKENS = (90, 120, 150)
 _PAUSE_S = 0.5
 
 
-class Viewer:
-    """One connection behind its own switch, with a witness for each answer."""
+class Viewer(Watcher):
+    """Watches one answer after the other, with a new witness for each."""
 
-    def __init__(self, hubs: Mapping[str, tuple[str, int]]) -> None:
-        self.switch = Switch(hubs, lambda hub: None)
-        self.witness = Witness()
-        self.generation: headrace.Generation | None = None
-
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as opened:
-            await opened.enter_async_context(self.switch)
-            self.client = headrace.connect(self.switch.url)
-            core, receive = self.client._core, self.client._core.receive
-
-            def see(frame: HubFrame, now: float) -> None:
-                stream = getattr(frame, "stream", None)
-                if self.generation is not None and stream == self.generation.stream or isinstance(frame, Attached):
-                    self.witness.see(frame)
-                receive(frame, now)
-
-            core.receive = see  # type: ignore[method-assign]
-            await opened.enter_async_context(self.client)
-            self._opened = opened.pop_all()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._opened.aclose()
+    def see(self, frame: HubFrame) -> None:
+        stream = getattr(frame, "stream", None)
+        if self.generation is not None and stream == self.generation.stream or isinstance(frame, Attached):
+            super().see(frame)
 
 
 class Pair:

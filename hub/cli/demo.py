@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from rich.console import Console
 
 import headrace
-from hub.broker.embedded import EmbeddedRedis, NoRedis, RedisDied, find_binary
+from hub.broker.embedded import AppendOnly, EmbeddedRedis, NoRedis, RedisDied, find_binary
 from hub.cli.children import Child
 from hub.cli.failure import Failure, one_line
 from hub.cli.keys import BASE_URL_VARIABLES, KEY_VARIABLES
-from hub.cli.stack import Stack, any_port, environment
+from hub.cli.stack import Stack, environment
 from hub.cli.stage import Stage, verdict
 from hub.cli.viewer import Viewer
 
@@ -30,18 +31,23 @@ _HOST = "127.0.0.1"
 
 def show() -> int:
     """Run it on screen; 0 if nothing was lost or doubled, else 1. Raises Failure when it cannot be shown."""
+    return perform(lambda redis, console: Demo(redis, console).run(), f"the demo was not over after {DEADLINE_S:g} s")
+
+
+def perform(
+    play: Callable[[EmbeddedRedis, Console], Coroutine[Any, Any, int]], late: str, appendonly: AppendOnly | None = None
+) -> int:
+    """Play over a Redis of its own; the status it ends with. `late` is what a TimeoutError means. Raises Failure."""
     console = Console(highlight=False)
     try:
-        with EmbeddedRedis(find_binary(os.environ)) as redis:
-            return asyncio.run(Demo(redis, console).run())
+        with EmbeddedRedis(find_binary(os.environ), appendonly=appendonly) as redis:
+            return asyncio.run(play(redis, console))
     except (NoRedis, RedisDied) as error:
         raise Failure(one_line(error)) from None
     except headrace.HeadraceError as error:
         raise Failure(f"the demo broke off: {one_line(error)}") from None
     except TimeoutError:
-        raise Failure(
-            f"the demo was not over after {DEADLINE_S:g} s: is this machine very busy? `headrace doctor` may know"
-        ) from None
+        raise Failure(f"{late}: is this machine very busy? `headrace doctor` may know") from None
 
 
 def surroundings(environ: Mapping[str, str]) -> dict[str, str]:
@@ -74,14 +80,10 @@ class Demo:
             return self._judge(ada, ben)
 
     async def _start(self) -> tuple[dict[str, Child], dict[str, tuple[str, int]]]:
-        ports = {any_port(_HOST)}
-        while len(ports) < 2:
-            ports.add(any_port(_HOST))
-        addresses = {name: (_HOST, port) for name, port in zip(("hub A", "hub B"), ports, strict=True)}
-        hubs = {name: await self._stack.start_hub(name, *address) for name, address in addresses.items()}
+        hubs = await self._stack.start_hubs(_HOST, "hub A", "hub B")
         await self._stack.start_worker("worker")
-        await self._stack.until_ready({hubs[name]: address for name, address in addresses.items()})
-        return hubs, addresses
+        await self._stack.until_ready(hubs)
+        return {hub.name: hub for hub in hubs}, {hub.name: address for hub, address in hubs.items()}
 
     async def _play(self, ada: Viewer, ben: Viewer, doomed: Child) -> None:
         stage = self._stage

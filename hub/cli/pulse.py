@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from hub.cli.crowd import Pair, Viewer
+from hub.cli.screen import Screen
 
 _EVENTS = 6
 _COLUMNS = 3
@@ -21,42 +20,17 @@ _BAD = ("lost", "doubled", "wrong texts", "never ended")
 _TOLD = ("started over, and said so", "gone, and said so", "failed, and said so", "refused, and said so")
 
 
-class Pulse:
-    """On a terminal everything is drawn in place; anywhere else each event is one line."""
+class Pulse(Screen):
+    """Who is up, two bars for each answer, and the figures so far."""
 
     def __init__(self, console: Console, seconds: float) -> None:
-        self.console = console
+        super().__init__(console, events=_EVENTS, pictures_a_second=12)
         self.pairs: Sequence[Pair] = ()
         #: Which process is up.
         self.up: dict[str, bool] = {}
         self._planned_s = seconds
-        self._began_at = time.monotonic()
-        self._events: list[Text] = []
-        self._live = Live(self, console=console, refresh_per_second=12, vertical_overflow="crop")
-
-    def __enter__(self) -> Pulse:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began_at
-
-    def say(self, text: str, style: str = "") -> None:
-        """Note an event."""
-        line = Text(f"{self.seconds:5.1f} s  ", "dim")
-        line.append(text, style)
-        self._events = [*self._events[1 - _EVENTS :], line]
-        if not self.console.is_terminal:
-            self.console.print(line, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Called for every picture, so that it always shows what is."""
         yield Group(self._processes(), "", self._answers(options.max_width), "", self._figures(), "", *self._events)
 
     def _processes(self) -> Text:

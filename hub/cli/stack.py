@@ -85,6 +85,13 @@ class Stack:
         await self._start(hub)
         return hub
 
+    async def start_hubs(self, host: str, *names: str) -> dict[Child, tuple[str, int]]:
+        """Start hubs on ports that nobody uses; each with its address."""
+        ports: set[int] = set()
+        while len(ports) < len(names):
+            ports.add(any_port(host))
+        return {await self.start_hub(name, host, port): (host, port) for name, port in zip(names, ports, strict=True)}
+
     async def start_worker(self, name: str) -> Child:
         """Start one worker; ready when its log says so: it has no port to ask."""
         worker = Child(name, "workers", [], self._environ)

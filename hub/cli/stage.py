@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from hub.cli.screen import Screen
 from hub.cli.viewer import Viewer
 
 #: Lines of an answer that are shown, if the terminal is high enough.
@@ -20,37 +19,14 @@ _EVENTS = 8
 _STATES = {"online": "green", "reconnecting": "yellow"}
 
 
-class Stage:
-    """On a terminal everything is drawn in place; anywhere else each event is one line."""
+class Stage(Screen):
+    """Two viewers side by side."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        super().__init__(console, events=_EVENTS, pictures_a_second=15)
         self.viewers: Sequence[Viewer] = ()
-        self._began_at = time.monotonic()
-        self._events: list[tuple[float, str, str]] = []
-        self._live = Live(self, console=console, refresh_per_second=15, vertical_overflow="crop")
-
-    def __enter__(self) -> Stage:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began_at
-
-    def say(self, text: str, style: str = "") -> None:
-        """Note an event."""
-        self._events.append((self.seconds, text, style))
-        if not self.console.is_terminal:
-            self.console.print(_event(*self._events[-1]), soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Called for every picture, so that it always shows what is."""
         lines = max(3, min(_LINES, console.height - _EVENTS - 7))
         columns = Table.grid(expand=True, padding=(0, 1))
         panels = [
@@ -60,7 +36,7 @@ class Stage:
             columns.add_column(ratio=1)
         if panels:
             columns.add_row(*panels)
-        yield Group(columns, *(_event(*event) for event in self._events[-_EVENTS:]))
+        yield Group(columns, *self._events)
 
 
 def _panel(viewer: Viewer, console: Console, width: int, lines: int) -> Panel:
@@ -81,12 +57,6 @@ def _panel(viewer: Viewer, console: Console, width: int, lines: int) -> Panel:
         border_style=_STATES.get(state, "dim"),
         padding=(0, 1),
     )
-
-
-def _event(at: float, text: str, style: str) -> Text:
-    line = Text(f"{at:5.1f} s  ", "dim")
-    line.append(text, style)
-    return line
 
 
 def verdict(viewers: Sequence[Viewer], digest: str) -> Group:

@@ -14,17 +14,13 @@ from hub.cli.switch import Switch
 from hub.cli.witness import Witness
 
 
-class Viewer:
-    """`async with`; then `ask` or `join`, and `watch` to the end."""
+class Watcher:
+    """A client behind its own switch, with a witness that sees every frame before the library does."""
 
-    def __init__(self, name: str, hubs: Mapping[str, tuple[str, int]], say: Callable[[str], None]) -> None:
-        self.name = name
+    def __init__(self, hubs: Mapping[str, tuple[str, int]]) -> None:
         self.witness = Witness()
         self.switch = Switch(hubs, lambda hub: None)
         self.generation: headrace.Generation | None = None
-        #: The first word came.
-        self.spoken = asyncio.Event()
-        self._say = say
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opened:
@@ -38,18 +34,35 @@ class Viewer:
     async def __aexit__(self, *_: object) -> None:
         await self._opened.aclose()
 
+    def see(self, frame: HubFrame) -> None:
+        """Called with every frame."""
+        self.witness.see(frame)
+
     def _tap(self) -> None:
-        """Let the witness see every frame before the library does."""
         core = self.client._core
         receive = core.receive
 
-        def see(frame: HubFrame, now: float) -> None:
-            self.witness.see(frame)
-            if isinstance(frame, Attached) and frame.resumed and frame.offset:
-                self._say(f"{self.name} is back, on {self.switch.hub}, and resumes after entry {frame.offset}")
+        def tap(frame: HubFrame, now: float) -> None:
+            self.see(frame)
             receive(frame, now)
 
-        core.receive = see  # type: ignore[method-assign]
+        core.receive = tap  # type: ignore[method-assign]
+
+
+class Viewer(Watcher):
+    """`async with`; then `ask` or `join`, and `watch` to the end."""
+
+    def __init__(self, name: str, hubs: Mapping[str, tuple[str, int]], say: Callable[[str], None]) -> None:
+        super().__init__(hubs)
+        self.name = name
+        #: The first word came.
+        self.spoken = asyncio.Event()
+        self._say = say
+
+    def see(self, frame: HubFrame) -> None:
+        super().see(frame)
+        if isinstance(frame, Attached) and frame.resumed and frame.offset:
+            self._say(f"{self.name} is back, on {self.switch.hub}, and resumes after entry {frame.offset}")
 
     async def ask(self, prompt: str, model: str) -> str:
         """Ask for an answer; the stream's id."""
