@@ -14,6 +14,7 @@ import structlog
 
 from headrace.protocol.codes import CloseCode
 from headrace.protocol.frames import Drain, StatusFrame
+from hub.admission import Choices
 from hub.auth import Authenticator
 from hub.broker.broker import Broker
 from hub.metrics import Counts
@@ -42,7 +43,7 @@ class Node:
         self.counts = Counts()
         self.relay = Relay(broker, self.counts, settings.window)
         self.relay.on_degraded = self._tell_degraded
-        self.providers = _names(settings.providers) | ({"scripted"} if self.auth.is_open else frozenset())
+        self.choices = Choices(_names(settings.providers) | ({"scripted"} if self.auth.is_open else frozenset()))
         self.origins = _names(settings.allowed_origins)
         self.connections: set[Endpoint] = set()
         self.is_draining = False

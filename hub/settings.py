@@ -37,7 +37,9 @@ class HubSettings(BrokerSettings):
     token_grace_s: float = Field(30.0, ge=0, description="Time between a token's expiry and the close.")
     drain_s: float = Field(10.0, ge=0, description="SIGTERM closes connections spread over this time.")
     message_bytes: int = Field(262_144, ge=1024, description="Largest message a client may send, bytes.")
-    prompt_bytes: int = Field(131_072, ge=1, description="Largest prompt (system and messages), bytes of UTF-8.")
+    prompt_bytes: int = Field(
+        131_072, ge=1, description="Largest prompt, tools and schema included, bytes of UTF-8."
+    )
     window: int = Field(4096, ge=1, description="Largest window, entries.")
     attachments: int = Field(64, ge=1, description="Streams followed by one connection.")
     frames_per_second: int = Field(

@@ -17,6 +17,7 @@ from headrace.protocol import frames
 from headrace.protocol.body import Body, Options
 from headrace.protocol.cursor import Cursor
 from headrace.protocol.entries import Done, TextDigest, encode_data
+from hub.admission import check
 from hub.attachment import Attachment
 from hub.auth import Identity, TokenExpired, TokenInvalid
 from hub.broker import keys
@@ -33,14 +34,6 @@ if TYPE_CHECKING:
     from hub.endpoint import Endpoint
 
 _STREAM = re.compile(r"[gs]_[A-Za-z0-9]{16}")
-#: Choices of a model that are no `provider/model`.
-MODEL_CHOICES = frozenset({"fast", "standard", "premium", "simple", "medium", "complex"})
-#: Models that a request may bring to be tried next.
-FALLBACKS = 8
-#: Fields of `generate` that this version cannot honour. Said, never ignored.
-_UNSUPPORTED = (
-    "tools", "tool_choice", "schema", "session", "retry_of",
-)  # fmt: skip
 _CANCELLED = encode_data(Done("cancelled", "cancelled", 0, TextDigest().hexdigest()))
 
 
@@ -85,7 +78,7 @@ class Verbs:
     async def generate(self, frame: frames.Generate) -> None:
         identity = self._identity
         body = Body.of(frame)
-        self._check_request(frame, body)
+        check(frame, body, self._node.settings.prompt_bytes, self._node.choices)
         on_abandon = frame.on_abandon or ("cancel" if frame.attach else "continue")
         options = Options(on_abandon, frame.abandon_after_ms, frame.on_worker_loss, frame.metadata)
         watched: tuple[Tail, StreamView] | None = None
@@ -129,33 +122,6 @@ class Verbs:
             turn.set_result(None)
             if self._turns.get(stream) is turn:
                 del self._turns[stream]
-
-    def _check_request(self, frame: frames.Generate, body: Body) -> None:
-        for name in _UNSUPPORTED:
-            if getattr(frame, name) is not None:
-                raise Rejected("unsupported", f"`{name}` is not available on this hub")
-        if frame.cache != "off" or frame.notify:
-            raise Rejected("unsupported", "`cache` and `notify` are not available on this hub")
-        limit = self._node.settings.prompt_bytes
-        if body.prompt_bytes > limit:
-            raise Rejected("prompt_too_long", f"the prompt has {body.prompt_bytes} bytes, the limit is {limit}")
-        self._check_model("model", frame.model)
-        allowed = ", ".join(sorted(self._node.providers))
-        if frame.provider is not None and frame.provider not in self._node.providers:
-            raise Rejected("unknown_model", f"`provider` must be one of: {allowed}")
-        if len(frame.fallbacks or ()) > FALLBACKS:
-            raise Rejected("invalid_request", f"`fallbacks` lists at most {FALLBACKS} models")
-        for fallback in frame.fallbacks or ():
-            self._check_model("model in `fallbacks`", fallback)
-
-    def _check_model(self, what: str, name: str) -> None:
-        provider, slash, model = name.partition("/")
-        if name not in MODEL_CHOICES and not (slash and model and provider in self._node.providers):
-            raise Rejected(
-                "unknown_model",
-                f"the {what} must be fast, standard, premium, simple, medium, complex, or provider/model with one of: "
-                + ", ".join(sorted(self._node.providers)),
-            )
 
     # -- attach ------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ import structlog
 
 from headrace.protocol import entries as kinds
 from headrace.protocol.body import Body
-from hub.broker.lost import prompt_bytes
 from hub.broker.usage import Outcome
 from workers.capability import fitted
 from workers.chain import Ask, Candidate, Chain, Fault, Shown
@@ -257,7 +256,7 @@ class Asking:
     async def _read(self, provider: Provider, candidate: Candidate, body: Body, listener: Seam | Retelling) -> None:
         """One request. Raises ProviderError, _Continue, _Ended."""
         generation = self._run.generation
-        asked = prompt_bytes(body) + len(listener.given.encode())
+        asked = body.prompt_bytes + len(listener.given.encode())
         call = self._office.usage.call(self._question.attempt, self._calls, provider.name, candidate.model, asked)
         outcome: Outcome = "failed"
         error: ProviderError | None = None

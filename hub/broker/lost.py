@@ -158,15 +158,9 @@ def asked_of(key: StreamKey, user: str, body: Body | None) -> Asked:
     """`body` None: it cannot be read. Of a tier nobody knows here who was asked."""
     model = "" if body is None else body.model
     provider, _, concrete = model.partition("/")
-    size = 0 if body is None else prompt_bytes(body)
+    size = 0 if body is None else body.prompt_bytes
     known = (provider, concrete) if concrete else ("unknown", model or "unknown")
     return Asked(stream_of(key), org_of(key), user, size, *known)
-
-
-def prompt_bytes(body: Body) -> int:
-    """Size of what the model reads: prompt, tools and schema."""
-    more = [part for part in (body.tools, body.schema) if part]
-    return body.prompt_bytes + sum(len(msgspec.json.encode(part)) for part in more)
 
 
 def _model(call: _Call, provider: str, asked: Asked) -> str:

@@ -6,26 +6,25 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
+from hub.admission import Choices
 from hub.completions.face import identify
 from hub.completions.problem import Problem
 from hub.completions.reply import Reply
 from hub.node import Node
-from hub.verbs import MODEL_CHOICES
 
 PATH: Final = "/v1/models"
 
 
-def listed() -> list[dict[str, Any]]:
+def listed(choices: Choices) -> list[dict[str, Any]]:
     """The names that mean something on every hub. Concrete models are known to workers alone: they can be asked
     for, and looked up one by one, and are not listed.
     """
-    return [_model(name) for name in sorted(MODEL_CHOICES)]
+    return [_model(name) for name in choices.tiers]
 
 
-def found(name: str, providers: frozenset[str]) -> dict[str, Any]:
+def found(name: str, choices: Choices) -> dict[str, Any]:
     """One that may be asked for. Raises Problem."""
-    provider, slash, model = name.partition("/")
-    if name not in MODEL_CHOICES and not (slash and model and provider in providers):
+    if not choices.allows(name):
         raise Problem("unknown_model", "there is no such model on this hub", param="model")
     return _model(name)
 
@@ -42,11 +41,11 @@ class Models:
         self._node = node
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
+        reply, choices = Reply(send), self._node.choices
         try:
             identify(self._node, dict(scope["headers"]))
             name = scope["path_params"].get("name")
-            value = {"object": "list", "data": listed()} if name is None else found(name, self._node.providers)
+            value = {"object": "list", "data": listed(choices)} if name is None else found(name, choices)
         except Problem as problem:
             await reply.fail(problem)
             return

@@ -32,9 +32,11 @@ class Body(msgspec.Struct, omit_defaults=True):
 
     @property
     def prompt_bytes(self) -> int:
-        """Size of everything the model reads, in bytes of UTF-8."""
+        """Size of everything the model reads, in bytes of UTF-8: turns with their tool calls, tools, schema."""
         texts = [message.content for message in self.messages]
-        return sum(len(text.encode()) for text in [self.system or "", *texts])
+        parts = [self.tools, self.schema, *[call.input for message in self.messages for call in message.calls or ()]]
+        size = sum(len(text.encode()) for text in [self.system or "", *texts])
+        return size + sum(len(msgspec.json.encode(part)) for part in parts if part)
 
     def digest(self) -> str:
         """Hash of the canonical form: equal for equal requests, in whatever order their keys came."""

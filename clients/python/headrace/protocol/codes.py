@@ -38,6 +38,7 @@ DONE_ERROR_CODES: Final[dict[str, Retry]] = {
     "provider_error": "backoff",
     "context_length_exceeded": "no",
     "content_blocked": "no",
+    "invalid_output": "now",
     "worker_lost": "backoff",
     "overloaded": "after",
     "too_long": "no",

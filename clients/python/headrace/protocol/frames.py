@@ -24,6 +24,8 @@ Milliseconds = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
+#: Tool calls in one turn.
+TURN_CALLS = 128
 #: Frames in one batch.
 BATCH_FRAMES = 64
 #: Text merged into one `delta`, in bytes of UTF-8.
@@ -51,11 +53,35 @@ class _Checked(msgspec.Struct, omit_defaults=True):
                     raise msgspec.ValidationError(f"{error} (in `{name}`)") from None
 
 
-class Message(_Checked):
-    """One turn of what the model is asked."""
+class Call(msgspec.Struct, omit_defaults=True):
+    """A tool call of the model's, in the turn that is sent back to it. `input` are its arguments, parsed."""
 
-    role: Literal["user", "assistant"]
-    content: Text
+    call: Name
+    name: Name
+    input: Any = None
+
+
+class Message(_Checked):
+    """One turn of what the model is asked.
+
+    An assistant's turn may hold tool `calls`; each is answered by a turn of role `tool` that names its `call` and
+    has the output in `content`, with `error` if the tool failed.
+    """
+
+    role: Literal["user", "assistant", "tool"]
+    content: str = ""
+    calls: Annotated[list[Call], Meta(min_length=1, max_length=TURN_CALLS)] | None = None
+    call: Name | None = None
+    error: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.content and self.calls is None and self.role != "tool":
+            raise msgspec.ValidationError("a turn has `content`, or the `calls` of an assistant")
+        if self.calls is not None and self.role != "assistant":
+            raise msgspec.ValidationError("only an assistant's turn has `calls`")
+        if (self.call is not None) != (self.role == "tool") or (self.error and self.role != "tool"):
+            raise msgspec.ValidationError("a turn of role `tool`, and no other, names its `call`")
 
 
 class RetryOf(msgspec.Struct, omit_defaults=True):
@@ -98,6 +124,7 @@ class Generate(_Checked, tag="generate", tag_field="type"):
     abandon_after_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 120_000
     on_worker_loss: Literal["restart", "continue", "fail"] = "restart"
     cache: Literal["off", "use"] = "off"
+    prefetch: bool = False
     notify: bool = False
 
 
