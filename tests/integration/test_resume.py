@@ -204,11 +204,15 @@ async def test_a_part_that_was_lost_on_its_way_is_read_from_the_log(hub: Running
     assert (hub.node.counts.holes, hub.node.counts.repairs) == (1, 0)
 
 
-async def test_a_last_part_that_was_lost_is_repaired_and_counted(
-    hub: RunningHub, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def quick_reconcile(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SILENT_S", "SUSPECT_S", "PASS_S"):
         monkeypatch.setattr(reconcile, name, 0.05)
+
+
+async def test_a_last_part_that_was_lost_is_repaired_and_counted(
+    hub: RunningHub, broker: Broker, quick_reconcile: None
+) -> None:
     wire = await hub.join()
     accepted = await ask(wire)
     worker = HandWorker(broker, accepted["stream"])
@@ -237,10 +241,8 @@ async def test_an_attached_viewer_is_put_back_when_redis_lost_the_end(hub: Runni
 
 
 async def test_another_history_of_the_same_length_is_noticed_although_no_part_of_it_came(
-    hub: RunningHub, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    hub: RunningHub, broker: Broker, quick_reconcile: None
 ) -> None:
-    for name in ("SILENT_S", "SUSPECT_S", "PASS_S"):
-        monkeypatch.setattr(reconcile, name, 0.05)
     wire = await hub.join()
     accepted = await ask(wire)
     worker = HandWorker(broker, accepted["stream"])
@@ -272,10 +274,8 @@ async def test_a_viewer_whose_place_was_kept_goes_on_from_there(hub: RunningHub,
 
 
 async def test_an_attached_viewer_is_told_when_its_stream_vanished(
-    hub: RunningHub, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    hub: RunningHub, broker: Broker, quick_reconcile: None
 ) -> None:
-    for name in ("SILENT_S", "SUSPECT_S", "PASS_S"):
-        monkeypatch.setattr(reconcile, name, 0.05)
     wire = await hub.join()
     accepted = await ask(wire)
     await wire.until("live")
