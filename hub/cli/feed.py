@@ -18,8 +18,7 @@ _LOOK_S = 0.25
 #: Answers followed at a time, from each of the index's shards; more are not shown.
 _FOLLOWED = 16
 _EVERYTHING = 2**53 - 1
-#: Source and model stand among the first entries of a log.
-_HEAD = 8
+_PAGE = 1000
 
 
 class Feed:
@@ -55,22 +54,29 @@ class Feed:
             if standing is None or standing.state == "done":
                 self._following[key] = True
             if standing is not None and standing.state == "done":
-                head = await broker.log.read(key, 1, _HEAD)
-                self._on_line(ended(keys.stream_of(key), head, await broker.log.read(key, standing.top, 1)))
+                self._on_line(ended(keys.stream_of(key), await self._sources_and_end(broker, key, standing.top)))
         indexed = set(found)
         self._following = {key: told for key, told in self._following.items() if not told or key in indexed}
+
+    async def _sources_and_end(self, broker: Broker, key: StreamKey, top: int) -> list[Entry]:
+        told: list[Entry] = []
+        for first in range(1, top + 1, _PAGE):
+            told += [entry for entry in await broker.log.read(key, first, _PAGE) if entry[0] in ("source", "done")]
+        return told
 
 
 def began(stream: str, head: list[Entry]) -> str:
     return f"{stream} asked for {_find('queued', head).get('model', 'something')}"
 
 
-def ended(stream: str, head: list[Entry], tail: list[Entry]) -> str:
-    """Who answered, how much, how fast; of a failure the code, never a provider's own words."""
-    source, done = _find("source", head), _find("done", tail)
+def ended(stream: str, entries: list[Entry]) -> str:
+    """Who answered, one after the other, how much, how fast; of a failure the code, never a provider's own words."""
+    done = _find("done", entries)
     parts = [f"{stream} {done.get('status', 'ended')}"]
-    if source:
-        parts.append(f"{source.get('provider')}/{source.get('model')}")
+    sources = [decode_data(kind, data) for kind, data in entries if kind == "source"]
+    speakers = dict.fromkeys(f"{source.get('provider')}/{source.get('model')}" for source in sources)
+    if speakers:
+        parts.append(", then ".join(speakers))
     usage = done.get("usage")
     if isinstance(usage, Mapping):
         parts.append(f"{usage.get('output_tokens', 0)} tokens")
