@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +30,7 @@ from hub.broker import keys, mailbox
 from hub.broker.accept import new_mark
 from hub.broker.connections import Unreachable
 from hub.broker.consumers import forget_dead
+from hub.broker.contact import Contact
 from hub.broker.keys import LANES, TAKEOVER_LANE, StreamKey
 from hub.broker.lanes import GROUP as WORKERS
 from hub.broker.lanes import Lanes
@@ -58,6 +60,8 @@ PATIENCE_MS = 30_000
 LANES_EVERY_MS = 5_000
 #: What was not looked at for so long left the index without this janitor's doing.
 FORGET_MS = 600_000
+#: Redis was out of reach if it was not heard of for so long beyond the janitor's own pause.
+GAP_S = 1.0
 #: Redis takes no writes for the time being: full, read-only, without its disk or its replicas.
 REFUSES_ALL = re.compile(r"OOM|maxmemory|READONLY|read only|MISCONF|persist on disk|NOREPLICAS|enough good replicas")
 #: Streams looked at in one trip, so that thousands never stall the loop.
@@ -116,8 +120,11 @@ def judge(
     now_ms: int,
     memory: Memory,
     settings: BrokerSettings,
+    settled_ms: int,
 ) -> Verdict:
-    """What to do about one stream. `oldest_ms` is when the oldest entry of its lane was added, None if empty."""
+    """What to do about one stream. `oldest_ms` is when the oldest entry of its lane was added, None if empty. Redis
+    has answered without a break since `settled_ms`.
+    """
     if facts is None:
         if now_ms - memory.note(key, None, now_ms).since < VANISHED_MS:
             return Verdict("wait", now_ms + VANISHED_MS // 4)
@@ -130,7 +137,7 @@ def judge(
     if lease > now_ms:
         memory.forget(key)
         return Verdict("wait", lease + 1)
-    return _judge_lost(facts, oldest_ms, now_ms, memory.note(key, lease, now_ms), settings)
+    return _judge_lost(facts, oldest_ms, now_ms, memory.note(key, lease, now_ms), settings, settled_ms)
 
 
 def _judge_queued(
@@ -151,15 +158,15 @@ def _judge_queued(
 
 
 def _judge_lost(
-    facts: dict[str, str], oldest_ms: int | None, now_ms: int, note: Note, settings: BrokerSettings
+    facts: dict[str, str], oldest_ms: int | None, now_ms: int, note: Note, settings: BrokerSettings, settled_ms: int
 ) -> Verdict:
     """About a run whose lease is over, or that was handed back."""
     next_ms = now_ms + max(int(settings.janitor_interval_s * 1000), RETRY_MS)
     # A loss is counted by the claim that follows it; without an owner there is none to count.
     loss = int(facts["owner"] != "")
     if loss:
-        # Twice, because after an outage of Redis every lease looks over until its owner gets through.
-        wait_until = note.since + int(settings.lease_grace_s * 1000)
+        # After an outage of Redis every lease looks over until its owner gets through.
+        wait_until = settled_ms + int(settings.lease_grace_s * 1000)
         if now_ms < wait_until:
             return Verdict("wait", wait_until)
     if facts["cancel"] == "1":
@@ -186,6 +193,7 @@ class Janitor:
         self._usage = UsageQueue(redis)
         self._settings = settings
         self._memory = Memory()
+        self._contact = Contact(settings.janitor_interval_s + GAP_S)
         self._token = secrets.token_urlsafe(8)
         self._lanes_looked_ms = 0
 
@@ -193,12 +201,14 @@ class Janitor:
         waits = False
         while True:
             try:
+                await self._now_ms()  # also while it is another's turn: whoever gets it next knows how Redis fares
                 if await self._has_turn():
                     await self.sweep()
                 else:
                     self._memory = Memory()  # what it knows is out of date when its turn comes
                 waits = False
             except Unreachable as error:
+                self._contact.lost()
                 if not waits:
                     log_.warning("janitor waits for Redis", error=type(error).__name__)
                 waits = True
@@ -206,8 +216,7 @@ class Janitor:
 
     async def sweep(self) -> None:
         """Look at every stream whose time has come, and at a slice of all keys."""
-        seconds, micros = await self._redis.time()
-        now_ms = seconds * 1000 + micros // 1000
+        now_ms = await self._now_ms()
         due = await self._live.due(now_ms, SLICE)
         for start in range(0, len(due), SLICE):
             await self._look(due[start : start + SLICE], now_ms)
@@ -232,7 +241,8 @@ class Janitor:
                 lane = TAKEOVER_LANE if fact is None or fact["state"] != "queued" else fact["lane"]
                 if lane not in oldest:
                     oldest[lane] = await self._lanes.oldest_ms(lane)
-                verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings)
+                settled_ms = self._contact.since_ms
+                verdict = judge(key, fact, oldest[lane], now_ms, self._memory, self._settings, settled_ms)
                 looks[key] = await self._act(key, verdict, lane, now_ms)
             except (ResponseError, KeyError, ValueError) as error:
                 if REFUSES_ALL.search(str(error)):
@@ -313,6 +323,12 @@ class Janitor:
                 lost.add(kind, data)
             first += len(entries)
         return digest
+
+    async def _now_ms(self) -> int:
+        seconds, micros = await self._redis.time()
+        now_ms: int = seconds * 1000 + micros // 1000
+        self._contact.heard(now_ms, time.monotonic())
+        return now_ms
 
     async def _has_turn(self) -> bool:
         lock_ms = int(self._settings.janitor_interval_s * 3000)

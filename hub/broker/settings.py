@@ -17,7 +17,9 @@ class BrokerSettings(BaseSettings):
         None, description="Redis to use: `redis://`, `rediss://`, `unix://` or `redis+sentinel://`."
     )
     lease_s: float = Field(4.0, ge=0.5, le=60, description="How long a worker owns a generation without renewing.")
-    lease_grace_s: float = Field(3.0, ge=0, le=60, description="Second look at a lease that is over, before takeover.")
+    lease_grace_s: float = Field(
+        3.0, ge=0, le=60, description="After an outage of Redis, owners have so long to renew their leases."
+    )
     janitor_interval_s: float = Field(0.5, gt=0, le=5, description="How often the janitor looks.")
     queue_timeout_s: float = Field(
         120.0,

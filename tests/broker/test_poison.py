@@ -166,7 +166,7 @@ class Installation:
             oldest = min((0 for _, other in self.tickets if other is request), default=None)
             if oldest is not None or any(request in worker.waiting for worker in self.workers):
                 continue  # its ticket is in the lane, delivered or not
-            verdict = judge(request.key, request.facts(), None, now, self.memory, BROKER)
+            verdict = judge(request.key, request.facts(), None, now, self.memory, BROKER, 0)
             assert verdict.act in ("wait", "takeover", "bury"), verdict
             if verdict.act == "takeover":
                 self.tickets.append((now, request))

@@ -148,6 +148,10 @@ class Scripts(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         self.run("release", data.draw(st.sampled_from(self.marks)))
 
+    @rule(data=st.data(), underway=st.sampled_from(["", "one", "other"]))
+    def remember(self, data: st.DataObject, underway: str) -> None:
+        self.run("remember", data.draw(st.sampled_from(self.marks)), underway)
+
     @rule(who=who)
     def cancel(self, who: tuple[str, int]) -> None:
         reply = self.run("cancel", *who, b"cancelled", ENDED)
@@ -220,6 +224,7 @@ class Scripts(RuleBasedStateMachine):
         assert (lease > time.time() * 1000) == meta.is_leased
         assert told.pop("request", None) == (None if meta.request is None else meta.request.decode())
         assert told.pop("abandon", None) == meta.abandon
+        assert told.pop("underway", None) == meta.underway
         assert told == {name: str(value) for name, value in expected.items()}
 
     def _check_log(self, meta: dict[bytes, bytes], rows: list[Any]) -> None:
@@ -248,13 +253,13 @@ class Scripts(RuleBasedStateMachine):
         facts = {name: meta[name.encode()].decode() for name in FACTS}
         memory, began = Memory(), int(time.time() * 1000)
         now = began
-        while (verdict := judge(KEY, facts, None, now, memory, BROKER)).act == "wait":
+        while (verdict := judge(KEY, facts, None, now, memory, BROKER, began)).act == "wait":
             assert verdict.look_ms is not None and verdict.look_ms > now
             now = verdict.look_ms
             assert now - began < LEASE_MS + BROKER.lease_grace_s * 1000 + 10_000
         assert verdict.act in ("takeover", "enqueue", "bury", "cancelled")
         last = now + int(BROKER.queue_timeout_s * 1000) + PATIENCE_MS + VANISHED_MS
-        end = [judge(KEY, facts, None, at, memory, BROKER).act for at in (now, last)][-1]
+        end = [judge(KEY, facts, None, at, memory, BROKER, began).act for at in (now, last)][-1]
         assert end in ("overloaded", "lost", "bury", "cancelled"), "and ends it when nobody comes"
 
     def teardown(self) -> None:
