@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -242,19 +243,19 @@ class Endpoint:
                 if frame.id is not None:
                     self.send(Ok(frame.id))
                 return
-            self._start(verbs.detach(frame), frame.id, frame.stream)
+            self._start(partial(verbs.detach, frame), frame.id, frame.stream)
         elif isinstance(frame, Attach):
             self._start(verbs.attach(frame), frame.id, frame.stream)
         elif isinstance(frame, Generate):
-            self._start(verbs.generate(frame), frame.id, None)
+            self._start(partial(verbs.generate, frame), frame.id, None)
         elif isinstance(frame, Cancel):
-            self._start(verbs.cancel(frame), frame.id, frame.stream)
+            self._start(partial(verbs.cancel, frame), frame.id, frame.stream)
         elif isinstance(frame, ListStreams):
-            self._start(verbs.list(frame), frame.id, None)
+            self._start(partial(verbs.list, frame), frame.id, None)
         elif isinstance(frame, Refresh):
-            self._start(verbs.refresh(frame), frame.id, None)
+            self._start(partial(verbs.refresh, frame), frame.id, None)
 
-    def _start(self, work: Awaitable[None], id_: Id | None, stream: str | None) -> None:
+    def _start(self, work: Callable[[], Awaitable[None]], id_: Id | None, stream: str | None) -> None:
         if self._tasks is None:
             self._tasks = set()
         task = asyncio.ensure_future(self._answer(work, id_, stream))
@@ -271,11 +272,11 @@ class Endpoint:
     def _is_busy(self) -> bool:
         return not self.is_writable or len(self._tasks or ()) >= VERBS_AT_ONCE
 
-    async def _answer(self, work: Awaitable[None], id_: Id | None, stream: str | None) -> None:
-        """Run a verb; whatever goes wrong becomes one `error` frame."""
+    async def _answer(self, work: Callable[[], Awaitable[None]], id_: Id | None, stream: str | None) -> None:
+        """Run a verb; whatever goes wrong becomes one `error` frame. Cancelled before it began, there is no verb."""
         try:
             async with asyncio.timeout(VERB_TIMEOUT_S):
-                await work
+                await work()
             return
         except Rejected as rejected:
             error = rejected

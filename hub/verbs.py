@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.protocol import frames
@@ -129,12 +130,12 @@ class Verbs:
         """An attach to this stream that is still under way is not to take effect: frames are taken in order."""
         self._latest.pop(stream, None)
 
-    def attach(self, frame: frames.Attach) -> Awaitable[None]:
-        """From now on this attach is the one that counts, whenever it gets its turn."""
+    def attach(self, frame: frames.Attach) -> Callable[[], Awaitable[None]]:
+        """The verb, to be run: from now on this attach is the one that counts, whenever it gets its turn."""
         token = object()
         if _STREAM.fullmatch(frame.stream):
             self._latest[frame.stream] = token
-        return self._attach(frame, token)
+        return partial(self._attach, frame, token)
 
     async def _attach(self, frame: frames.Attach, token: object) -> None:
         key = self._key(frame.stream)

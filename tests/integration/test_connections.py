@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
+import warnings
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from headrace.protocol.frames import Attach, Cancel
 from hub.broker.broker import Broker
 from tests.conftest import StartHub
-from tests.installation import RunningHub, question, token
+from tests.installation import RunningHub, eventually, question, token
 from tests.integration.handwork import HandWorker
 from tests.wire import MSGPACK
 
@@ -186,3 +189,17 @@ async def test_a_drained_hub_is_not_ready_and_takes_nobody(hub: RunningHub) -> N
     with pytest.raises(InvalidStatus) as refused:  # a proxy takes it to another hub, and no client notices
         await hub.connect()
     assert refused.value.response.status_code == 503
+
+
+async def test_a_connection_that_is_lost_with_verbs_just_begun_leaves_none_of_them_unawaited(hub: RunningHub) -> None:
+    wire = await hub.join()
+    [endpoint] = hub.node.connections
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        endpoint._obey(Attach(1, "g_5Zk2mQ9xWb3TnL8r"))
+        endpoint._obey(Cancel(2, "g_5Zk2mQ9xWb3TnL8r"))
+        endpoint.closed()
+        await eventually(lambda: not endpoint._tasks)
+        gc.collect()
+    assert not [warning for warning in told if issubclass(warning.category, RuntimeWarning)]
+    await wire.close()
