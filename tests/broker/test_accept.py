@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -75,8 +77,9 @@ class Died(Exception):
 STEPS = ["reserve", "live", "create", "lane", "mark accepted"]
 
 
-async def die_after(broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accept, but only the first `step` steps happen."""
+@contextmanager
+def dying_after(broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of an accept in here only the first `step` steps happen."""
     redis: Any = broker.connections.control
 
     async def dies(*args: Any, **kwargs: Any) -> Any:
@@ -86,14 +89,15 @@ async def die_after(broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(*places[step], dies)
         with pytest.raises(Died):
-            await accept(broker)
+            yield
 
 
 @pytest.mark.parametrize("step", range(len(STEPS)), ids=[f"before {name}" for name in STEPS])
 async def test_a_hub_dies_between_two_steps_and_the_repeat_finishes(
     broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await die_after(broker, step, monkeypatch)
+    with dying_after(broker, step, monkeypatch):
+        await accept(broker)
     redis: Any = broker.connections.control
     listed = await redis.zrange(keys.user_streams("acme", "alice"), 0, -1)
     key = await accept(broker)
@@ -112,7 +116,8 @@ async def test_a_hub_dies_between_two_steps_and_the_repeat_finishes(
 async def test_a_repeat_of_an_unfinished_request_with_another_body_is_a_conflict_too(
     broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await die_after(broker, step, monkeypatch)
+    with dying_after(broker, step, monkeypatch):
+        await accept(broker)
     with pytest.raises(RequestConflict):
         await accept(broker, content="something else")
 
@@ -128,7 +133,8 @@ async def test_a_request_that_may_have_run_and_expired_is_gone_and_runs_no_secon
     broker: Broker, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub died before it could mark the key, and the client comes back after the retention time."""
-    await die_after(broker, step, monkeypatch)
+    with dying_after(broker, step, monkeypatch):
+        await accept(broker)
     redis: Any = broker.connections.control
     for name in await redis.keys("hr:{acme:g_*"):
         await redis.delete(name)
@@ -142,7 +148,8 @@ async def test_a_request_that_may_have_run_and_expired_is_gone_and_runs_no_secon
 
 
 async def test_a_repeat_while_it_runs_queues_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    await die_after(broker, 4, monkeypatch)
+    with dying_after(broker, 4, monkeypatch):
+        await accept(broker)
     [ticket] = await broker.lanes.take(broker.connections.blocking(), ["standard"], "w1", 1) or (
         await broker.lanes.take(broker.connections.blocking(), ["standard"], "w1", 1000)
     )

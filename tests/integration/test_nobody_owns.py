@@ -24,7 +24,7 @@ from hub.broker.keys import TAKEOVER_LANE, StreamKey
 from hub.broker.lanes import GROUP
 from hub.broker.letters import Letters
 from hub.broker.log import Claim
-from tests.broker.test_accept import STEPS, Died, die_after
+from tests.broker.test_accept import STEPS, dying_after
 from tests.conftest import StartHub, StartWorker
 from tests.installation import HubProcess, RunningHub, eventually, question
 from tests.wire import Map, Wire, offsets_of, text_of
@@ -275,10 +275,8 @@ async def test_a_hub_that_dies_in_the_middle_of_an_accept_leaves_nothing_without
 ) -> None:
     """Nobody repeats the request at first: what was created ends, the rest leaves no trace. Then somebody does."""
     monkeypatch.setattr(janitors, "VANISHED_MS", 300)
-    with monkeypatch.context() as patch:
-        die_after(broker, step, patch)
-        with pytest.raises(Died):
-            await accept(broker)
+    with dying_after(broker, step, monkeypatch):
+        await accept(broker)
     await start_hub(**QUICK)
     await start_worker(**QUICK)
     redis: Any = broker.connections.control
