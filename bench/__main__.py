@@ -13,10 +13,12 @@ import uvloop
 from rich.console import Console
 
 from bench import machine
+from bench.failover import Failover
 from bench.fanout import Fanout
 from bench.figures import Line, Row, fill, markdown, table
 from bench.idle import Idle
 from bench.process import BenchError
+from bench.reader import Reader
 from bench.relay import Relay
 from bench.resume import Resume
 from bench.stack import Setup, Stack
@@ -137,6 +139,14 @@ def sdk(
 
 
 @app.command()
+def reader(
+    streams: int = 200, rate: float = 50, seconds: Seconds = 5, runs: Runs = 3, file: Json = None,
+) -> None:  # fmt: skip
+    """Reading providers' streams: our adapters, raw aiohttp + orjson, the SDKs' own iterators. No hub, no worker."""
+    _measure(Session(runs, "json", "off", file), Reader(streams, rate, seconds))
+
+
+@app.command()
 def fanout(
     viewers: int = 1000, rate: float = 50, seconds: Seconds = 10, runs: Runs = 3,
     encoding: Encoding = "json", appendfsync: Fsync = "off", file: Json = None,
@@ -172,6 +182,15 @@ def stalled(
     _measure(Session(runs, encoding, appendfsync, file), Stalled(viewers, rate, seconds, rounds))
 
 
+@app.command()
+def failover(
+    answers: Annotated[int, typer.Option(min=1, help="Of each fault and each format.")] = 20, runs: Runs = 1,
+    encoding: Encoding = "json", appendfsync: Fsync = "off", file: Json = None,
+) -> None:  # fmt: skip
+    """Providers that fail before the first token: how long until the next one's."""
+    _measure(Session(runs, encoding, appendfsync, file), Failover(answers))
+
+
 @app.command(name="all")
 def everything(
     output: Annotated[Path | None, typer.Option(help="Write Markdown for RESULTS.md to this file.")] = None,
@@ -180,7 +199,8 @@ def everything(
     """Every row of the table in RESULTS.md; some 15 minutes with three runs."""
     session = Session(runs, encoding, appendfsync, file)
     benches: Sequence[Bench] = [
-        Relay(), Relay(200, 20), Relay(1000, 40), Relay(200, 25, sdk=True), Fanout(), Idle(), Resume(), Stalled(),
+        Relay(), Relay(200, 20), Relay(1000, 40), Relay(200, 25, sdk=True), Reader(),
+        Fanout(), Idle(), Resume(), Stalled(),
     ]  # fmt: skip
     for bench in benches:
         session.measure(bench)

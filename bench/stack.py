@@ -119,15 +119,12 @@ class Stack:
         return process
 
     async def _start_fake(self) -> dict[str, str]:
-        fake = self._run("provider", ["tests.fakes", "--port", "0"], {})
-        while not fake.log().endswith("\n"):
-            fake.check()
-            await asyncio.sleep(_POLL_S)
-        ready: dict[str, Any] = json.loads(fake.log().splitlines()[0])
+        fake, urls = await start_fake(Path(self._home.name) / "provider.log")
+        self.processes["provider"] = fake
         return {
-            "ANTHROPIC_BASE_URL": ready["anthropic"],
+            "ANTHROPIC_BASE_URL": urls["anthropic"],
             "ANTHROPIC_API_KEY": "sk-ant-bench",
-            "OPENAI_BASE_URL": ready["openai"],
+            "OPENAI_BASE_URL": urls["openai"],
             "OPENAI_API_KEY": "sk-bench",
         }
 
@@ -177,6 +174,21 @@ class Stack:
     def kill(self, name: str) -> None:
         """SIGKILL, as a crash would. Its counters and CPU are gone with it."""
         self.processes.pop(name).kill()
+
+
+async def start_fake(log: Path) -> tuple[Process, dict[str, str]]:
+    """A fake provider as a process, for the caller to kill, and its base URLs by format."""
+    fake = Process("the fake provider", ["tests.fakes", "--port", "0"], log, {})
+    try:
+        async with asyncio.timeout(START_DEADLINE_S):
+            while not fake.log().endswith("\n"):
+                fake.check()
+                await asyncio.sleep(_POLL_S)
+    except BaseException:
+        fake.kill()
+        raise
+    ready: dict[str, Any] = json.loads(fake.log().splitlines()[0])
+    return fake, {name: str(url) for name, url in ready.items() if name != "port"}
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""The hub's plain HTTP: alive, ready, metrics, and what was used."""
+"""The hub's plain HTTP: alive, ready, metrics, how providers fare, and what was used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from hub import health
 from hub.auth import Identity, TokenExpired, TokenInvalid, bearer
+from hub.fleet import OutOfSight
 from hub.ledger import BYS, GROUPS, LedgerDown, Query, since
 from hub.ledger.books import Books, TooManyQuestions
 from hub.node import Node
@@ -49,6 +51,21 @@ def routes(node: Node, books: Books) -> list[Route]:
     async def metrics(_: Request) -> Response:
         return Response(node.counts.exposition(), media_type="text/plain; version=0.0.4")
 
+    async def providers(request: Request) -> Response:
+        try:
+            return _providers(request, node)
+        except _Refused as refused:
+            return refused.response
+
+    async def tools(request: Request) -> Response:
+        """Tools that workers run: what `{"type": "worker", "name": …}` in a request may name."""
+        try:
+            _identify(request, node)
+        except _Refused as refused:
+            return refused.response
+        named = [{"name": name} for name in node.fleet.last_seen.tools]
+        return JSONResponse({"tools": named}, headers={"cache-control": "no-store"})
+
     async def usage(request: Request) -> Response:
         try:
             return await _usage(request, node, books)
@@ -59,8 +76,24 @@ def routes(node: Node, books: Books) -> list[Route]:
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/metrics", metrics),
+        Route("/v1/health/providers", providers),
+        Route("/v1/tools", tools),
         Route("/v1/usage", usage),
     ]
+
+
+def _providers(request: Request, node: Node) -> Response:
+    """`GET /v1/health/providers`: for everybody with a token. 503 while no model can answer. Raises _Refused.
+
+    What was read a moment ago: asking costs neither Redis nor a provider anything.
+    """
+    _identify(request, node)
+    try:
+        described = health.described(node.fleet.health)
+    except OutOfSight:
+        message = "Redis is out of reach, so nobody knows how providers fare; ask again in a few seconds"
+        raise _Refused(503, "overloaded", message) from None
+    return JSONResponse(described, 503 if described["state"] == "down" else 200, {"cache-control": "no-store"})
 
 
 async def _usage(request: Request, node: Node, books: Books) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -33,6 +33,7 @@ class Counts:
         self.first_token: Callable[[float], None] = self._first_token.observe
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self.lane_depths: dict[str, int] = {}
+        self.provider_levels: Callable[[], Mapping[str, int]] = dict
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -53,6 +54,10 @@ class Counts:
         for lane, value in self.lane_depths.items():
             depth.add_metric([lane], value)
         yield depth
+        level = GaugeMetricFamily("headrace_provider", "2 healthy, 1 degraded, 0 down.", labels=["provider"])
+        for provider, value in self.provider_levels().items():
+            level.add_metric([provider], value)
+        yield level
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

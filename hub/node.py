@@ -14,10 +14,14 @@ import structlog
 
 from headrace.protocol.codes import CloseCode
 from headrace.protocol.frames import Drain, StatusFrame
+from hub import health
 from hub.admission import Choices
 from hub.auth import Authenticator
 from hub.broker.broker import Broker
+from hub.broker.health import ProviderBoard
+from hub.fleet import Fleet
 from hub.metrics import Counts
+from hub.prefetch import Prefetches
 from hub.reconcile import Reconciler
 from hub.relay import Relay
 from hub.settings import HubSettings
@@ -40,10 +44,12 @@ class Node:
         self.settings = settings
         self.broker = broker
         self.auth = Authenticator(settings)
+        self.prefetches = Prefetches(broker)
         self.counts = Counts()
         self.relay = Relay(broker, self.counts, settings.window)
         self.relay.on_degraded = self._tell_degraded
-        self.choices = Choices(_names(settings.providers) | ({"scripted"} if self.auth.is_open else frozenset()))
+        board = ProviderBoard(broker.connections.control)
+        self.fleet = Fleet(board, _names(settings.providers), is_open=self.auth.is_open)
         self.origins = _names(settings.allowed_origins)
         self.connections: set[Endpoint] = set()
         self.is_draining = False
@@ -55,6 +61,8 @@ class Node:
         self.check_life: Callable[[float], None] = lambda now: None
         self.now: Callable[[], float] = time.monotonic
         self.counts.gauges["headrace_connections"] = ("Open connections.", lambda: len(self.connections))
+        self.counts.gauges["headrace_workers"] = ("Workers that report.", lambda: self.fleet.last_seen.workers)
+        self.counts.provider_levels = lambda: health.levels(self.fleet.last_seen)
         self.counts.gauges["headrace_watched_streams"] = ("Streams watched.", lambda: len(self.relay.tails))
 
     async def run(self) -> None:
@@ -63,7 +71,13 @@ class Node:
             tasks.create_task(self.relay.run())
             tasks.create_task(Reconciler(self.relay).run())
             tasks.create_task(self.broker.janitor.run())
+            tasks.create_task(self.fleet.run())
             tasks.create_task(self._watch_clock())
+
+    @property
+    def choices(self) -> Choices:
+        """What a request's `model` may be, as of now."""
+        return self.fleet.choices
 
     def missed_redis(self, error: BaseException) -> None:
         """A request met no Redis. One line an outage, not one a request."""

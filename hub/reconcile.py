@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import structlog
 
 from headrace.protocol.frames import StatusFrame
-from hub.broker.broker import LANES
 from hub.broker.connections import Unreachable
-from hub.broker.keys import TAKEOVER_LANE
+from hub.broker.keys import ALL_LANES
 from hub.broker.log import Standing
 from hub.relay import Relay
 from hub.tail import Tail
@@ -70,7 +69,7 @@ class Reconciler:
             await self._compare(part, now)
             await asyncio.sleep(PASS_S * SLICE / max(len(silent), SLICE) / 2)
         self._looked = {key: at for key, at in self._looked.items() if now - at < 2 * IDLE_S}
-        relay.counts.lane_depths = await relay.broker.lanes.depths([TAKEOVER_LANE, *LANES])
+        relay.counts.lane_depths = await relay.broker.lanes.depths(ALL_LANES)
 
     async def _withdraw(self, now: float) -> None:
         """Leave streams nobody here watches any more; lower demand where all viewers are out of window."""

@@ -18,8 +18,8 @@ class HubSettings(BrokerSettings):
     auth: Literal["jwt", "none"] = Field("jwt", description="`none`: everybody is the user `dev`; loopback only.")
     allowed_origins: str = Field("", description="Comma-separated origins that browsers may connect from; `*` for any.")
     providers: str = Field(
-        "anthropic,openai,fallback",
-        description="Provider names that requests may use. With `auth` `none`, `scripted` is one of them too.",
+        "",
+        description="Comma-separated providers that requests may name; unset: all that workers have, but `scripted`.",
     )
     heartbeat_s: float = Field(
         20.0, ge=1, le=300, description="The hub pings this often; no sign of life for two: dropped."
@@ -37,9 +37,7 @@ class HubSettings(BrokerSettings):
     token_grace_s: float = Field(30.0, ge=0, description="Time between a token's expiry and the close.")
     drain_s: float = Field(10.0, ge=0, description="SIGTERM closes connections spread over this time.")
     message_bytes: int = Field(262_144, ge=1024, description="Largest message a client may send, bytes.")
-    prompt_bytes: int = Field(
-        131_072, ge=1, description="Largest prompt, tools and schema included, bytes of UTF-8."
-    )
+    prompt_bytes: int = Field(131_072, ge=1, description="Largest prompt, tools and schema included, bytes of UTF-8.")
     window: int = Field(4096, ge=1, description="Largest window, entries.")
     attachments: int = Field(64, ge=1, description="Streams followed by one connection.")
     frames_per_second: int = Field(

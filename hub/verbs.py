@@ -14,28 +14,35 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from headrace.protocol import frames
 from headrace.protocol.body import Body, Options
 from headrace.protocol.cursor import Cursor
-from headrace.protocol.entries import Done, TextDigest, encode_data
 from hub.admission import check
 from hub.attachment import Attachment
 from hub.auth import Identity, TokenExpired, TokenInvalid
 from hub.broker import keys
 from hub.broker.accept import RequestConflict, RequestGone
+from hub.broker.connections import Unreachable
 from hub.broker.keys import StreamKey
 from hub.broker.log import Absent, StreamView
-from hub.broker.mailbox import HubPacket, Part, Wish, post
-from hub.errors import Rejected, not_found
+from hub.broker.mailbox import Wish
+from hub.cancellation import cancel
+from hub.errors import Rejected, not_found, overloaded
 from hub.node import Node
 from hub.recovery import resume_at
+from hub.retry import check_retry
 from hub.tail import Tail
 
 if TYPE_CHECKING:
     from hub.endpoint import Endpoint
 
+log_ = structlog.get_logger(__name__)
+
+#: What dropping a prefetch may take.
+_DROP_S = 2.0
 _STREAM = re.compile(r"[gs]_[A-Za-z0-9]{16}")
-_CANCELLED = encode_data(Done("cancelled", "cancelled", 0, TextDigest().hexdigest()))
 
 
 Answer = Callable[[StreamView, int, bool, "int | None"], frames.Accepted | frames.Attached]
@@ -79,9 +86,14 @@ class Verbs:
     async def generate(self, frame: frames.Generate) -> None:
         identity = self._identity
         body = Body.of(frame)
-        check(frame, body, self._node.settings.prompt_bytes, self._node.choices)
+        await self._admit(frame, body)
+        await check_retry(self._node.broker, identity, frame)
+        if frame.prefetch:
+            await self._node.prefetches.count(identity, frame.request, body)
+            frame.attach, frame.cache = False, "use"
         on_abandon = frame.on_abandon or ("cancel" if frame.attach else "continue")
         options = Options(on_abandon, frame.abandon_after_ms, frame.on_worker_loss, frame.metadata)
+        options.cache, options.prefetch = frame.cache, frame.prefetch
         watched: tuple[Tail, StreamView] | None = None
 
         async def watch(key: StreamKey) -> None:
@@ -110,6 +122,7 @@ class Verbs:
         if not frame.attach:
             view = await self._look(key, identity)
             self._endpoint.send(answer(view, 0, True, self._endpoint.clamp(frame.window)))
+            await self._drop_wrong(frame, body)
             return
         before, turn = self._turns.get(stream), asyncio.get_running_loop().create_future()
         self._turns[stream] = turn
@@ -123,6 +136,35 @@ class Verbs:
             turn.set_result(None)
             if self._turns.get(stream) is turn:
                 del self._turns[stream]
+        await self._drop_wrong(frame, body)
+
+    def _check(self, frame: frames.Generate, body: Body) -> None:
+        settings = self._node.settings
+        shares, prefetches = settings.cache_scope != "off", settings.prefetches_per_hour > 0
+        check(frame, body, settings.prompt_bytes, self._node.choices, shares=shares, prefetches=prefetches)
+
+    async def _drop_wrong(self, frame: frames.Generate, body: Body) -> None:
+        """What was prepared ahead and is not what was asked now ends. Answered already: nothing is raised."""
+        if frame.prefetch or not self._node.settings.prefetches_per_hour:
+            return
+        try:
+            async with asyncio.timeout(_DROP_S):
+                await self._node.prefetches.drop_wrong(self._identity, frame.request, body, self._cancel)
+        except (*Unreachable, TimeoutError, Rejected) as error:
+            log_.warning("a wrong prefetch goes on", error=type(error).__name__)
+
+    async def _admit(self, frame: frames.Generate, body: Body) -> None:
+        """Raises Rejected. A model that is not known is looked up before it is refused: a worker may just have come."""
+        node = self._node
+        try:
+            self._check(frame, body)
+        except Rejected as rejected:
+            if rejected.code != "unknown_model":
+                raise
+            await node.fleet.look()
+            if node.fleet.is_blind:
+                raise overloaded() from None
+            self._check(frame, body)
 
     # -- attach ------------------------------------------------------------------------------------------
 
@@ -237,27 +279,14 @@ class Verbs:
 
     async def cancel(self, frame: frames.Cancel) -> None:
         """Durable before it is answered; the message to the owner only makes it fast."""
-        key = self._key(frame.stream)
-        broker, relay = self._node.broker, self._node.relay
+        await self._cancel(self._key(frame.stream))
+        self._endpoint.send(frames.Ok(frame.id))
+
+    async def _cancel(self, key: StreamKey) -> None:
         try:
-            outcome = await broker.log.cancel(
-                key,
-                user=self._identity.user,
-                may_cancel=self._identity.may("streams:cancel"),
-                done=_CANCELLED,
-                ttl_ms=int(broker.settings.retention_s * 1000),
-            )
+            await cancel(self._node, key, user=self._identity.user, may_cancel=self._identity.may("streams:cancel"))
         except Absent:
             raise not_found() from None
-        tail = relay.tails.get(key)
-        if outcome.owner:
-            if tail is not None:
-                tail.cancelled = True
-            await relay.owners.say(outcome.owner, Wish(key, tail.demand.limit if tail else 0, cancel=True))
-        for watcher in outcome.watchers:
-            packet = HubPacket("", [Part(key, outcome.mark, outcome.offset, [("done", _CANCELLED)])])
-            await post(broker.connections.control, watcher, packet, broker.settings.mailbox_packets)
-        self._endpoint.send(frames.Ok(frame.id))
 
     async def list(self, frame: frames.ListStreams) -> None:
         """The caller's own streams, newest first; those that expired are left out."""

@@ -23,6 +23,7 @@ from hub.settings import HubSettings
 from tests.wire import DEADLINE_S, JSON, Map, Wire
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
+from workers.tools.toolbox import Toolbox
 from workers.worker import Worker
 
 #: A process has this long to start.
@@ -93,8 +94,8 @@ class RunningHub:
 @asynccontextmanager
 async def running_hub(redis_url: str, *, is_ready: bool = True, **settings: Any) -> AsyncIterator[RunningHub]:
     """A hub on a free port; `is_ready`: Redis answers, wait for the mailbox."""
-    chosen: dict[str, Any] = {"jwt_secret": SecretStr(SECRET), "drain_s": 0.0} | settings
-    chosen |= {"redis_url": redis_url, "providers": "scripted,fallback"}
+    chosen: dict[str, Any] = {"jwt_secret": SecretStr(SECRET), "drain_s": 0.0, "providers": "scripted,fallback"}
+    chosen |= settings | {"redis_url": redis_url}
     configured = HubSettings(**chosen)
     broker = Broker.connect(redis_url, configured)
     sock = listen("127.0.0.1", 0)
@@ -117,11 +118,14 @@ async def running_hub(redis_url: str, *, is_ready: bool = True, **settings: Any)
 
 
 @asynccontextmanager
-async def running_worker(redis_url: str, **settings: Any) -> AsyncIterator[Worker]:
-    """A worker with the providers that need no key."""
+async def running_worker(
+    redis_url: str, *, providers: Providers | None = None, **settings: Any
+) -> AsyncIterator[Worker]:
+    """A worker with the providers that need no key, or with those given."""
     configured = WorkerSettings(redis_url=redis_url, **({"drain_timeout_s": 0.0} | settings))
     broker = Broker.connect(redis_url, configured)
-    worker = Worker(configured, broker, Providers(frozenset({"scripted", "fallback"})))
+    providers = providers or Providers(frozenset({"scripted", "fallback"}))
+    worker = Worker(configured, broker, providers, Toolbox.load(configured.tools))
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(DEADLINE_S):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import structlog
 
-from workers.asking import Asking, Office, Question
+from workers.asking import Office, Question
 from workers.generation import Ending
 from workers.providers import ProviderError
 from workers.run import Run
+from workers.stepping import answer
 
 log_ = structlog.get_logger(__name__)
 
@@ -19,7 +20,8 @@ async def read_answer(run: Run, question: Question, office: Office) -> None:
     """
     generation = run.generation
     try:
-        await Asking(run, question, office).run()
+        if not await office.sharing.answer(run, question):
+            await answer(run, question, office)
     except ProviderError as error:
         generation.fail(error)
     except Exception:

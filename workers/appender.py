@@ -20,7 +20,7 @@ from hub.broker.log import SCRIPTS, append_command
 from hub.broker.mailbox import post_command
 from hub.broker.resp import Command, RawConnection, ReplyError
 from hub.broker.usage import UsageRow, add_command
-from workers.generation import Batch
+from workers.journal import Batch
 from workers.routing import Routing
 from workers.run import Run
 from workers.usage import UsageReporter

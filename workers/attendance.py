@@ -13,7 +13,9 @@ class Attendance:
     asked for is still wanted by whoever comes back.
     """
 
-    __slots__ = ("_after_s", "_lifted", "_peak", "_rule", "_run_ahead", "_watched", "bound", "unattended_since")
+    __slots__ = (
+        "_after_s", "_lifted", "_peak", "_released", "_rule", "_run_ahead", "_watched", "bound", "unattended_since",
+    )  # fmt: skip
 
     def __init__(self, on_abandon: str, after_s: float, run_ahead: int, now: float) -> None:
         self._rule = on_abandon
@@ -22,6 +24,7 @@ class Attendance:
         self._peak = 0
         self._watched = False
         self._lifted = False
+        self._released = False
         self.unattended_since: float | None = now
         #: The provider is read while the next offset does not exceed this.
         self.bound: float = 0
@@ -30,6 +33,11 @@ class Attendance:
     def override(self, on_abandon: str) -> None:
         """A detach replaced the option."""
         self._rule = on_abandon
+        self._set_bound()
+
+    def release(self) -> None:
+        """Whoever watches is not the only one that waits: no bound any more. Whom nobody watches ends all the same."""
+        self._released = True
         self._set_bound()
 
     def update(self, demand: int, watched: bool, now: float) -> None:
@@ -51,5 +59,5 @@ class Attendance:
         return self._rule == "cancel"
 
     def _set_bound(self) -> None:
-        is_free = self._rule == "continue" and (self._lifted or not self._watched)
+        is_free = self._released or (self._rule == "continue" and (self._lifted or not self._watched))
         self.bound = inf if is_free else self._peak + self._run_ahead

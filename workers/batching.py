@@ -25,6 +25,12 @@ class _Item(msgspec.Struct, gc=False):
     def weight(self) -> int:
         return ENTRY_WEIGHT + 4 * len(self.call) + len(self.data)
 
+    @property
+    def entry(self) -> Entry:
+        if self.kind != "tool_input":
+            return self.kind, self.data
+        return self.kind, encode_data(ToolInput(self.call, self.data.decode()))
+
 
 class Outbox:
     """Pending entries of one generation. Its bound is the reader's: see `Generation.may_read`.
@@ -80,8 +86,8 @@ class Outbox:
             self.size -= self._items.pop().weight
 
     def peek(self) -> list[Entry]:
-        """What is pending, without the calls that `tool_input` belongs to."""
-        return [(item.kind, item.data) for item in self._items]
+        """What is pending, as `take` would return it."""
+        return [item.entry for item in self._items]
 
     def take(self, limit: int) -> list[Entry]:
         """Remove and return the oldest entries, at least one if there is any, up to `limit` bytes."""
@@ -97,12 +103,7 @@ class Outbox:
             self._items = items[count:]
             self.size -= size
             items = items[:count]
-        return [
-            (item.kind, item.data)
-            if item.kind != "tool_input"
-            else (item.kind, encode_data(ToolInput(item.call, item.data.decode())))
-            for item in items
-        ]
+        return [item.entry for item in items]
 
     def _append(self, kind: str, call: str, data: bytes) -> None:
         size = len(data)

@@ -23,6 +23,12 @@ _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 _Dollars = Annotated[float, msgspec.Meta(ge=0)]
 _T = TypeVar("_T")
 
+#: What is read where a worker is started.
+HERE: Final = Path("headrace.toml")
+#: The provider of an operator's own code; its models are registered by HEADRACE_GENERATORS.
+GENERATOR: Final = "generator"
+#: Providers that no entry describes.
+BUILT_IN: Final = ("fallback", "scripted", GENERATOR)
 _OWN: Final = Path(__file__).with_name("catalog.toml")
 _TABLE = re.compile(r"^\s*\[\s*(?P<name>[^\[\]]+?)\s*\]\s*(#.*)?$")
 _KEY = re.compile(r"^\s*(?P<key>[\w-]+|\"[^\"]*\"|'[^']*')\s*=")
@@ -58,6 +64,8 @@ class ProviderEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests: Annotated[int, msgspec.Meta(ge=1, le=2000)] | None = None
     """Requests at a time from one worker; None: as many as it runs generations."""
     clocks: Clocks = Clocks()
+    background: bool = False
+    """Format `responses`: the provider writes on without a reader, so that an answer outlives its worker."""
 
     def has_key(self, environ: Mapping[str, str]) -> bool:
         return not self.key or any(environ.get(name) for name in self.key)
@@ -83,6 +91,8 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampling: bool = True
     tools: bool = True
     forced_tools: bool = True
+    stop: bool = True
+    """Takes stop sequences."""
     schema: bool = True
     """Structured output by the provider itself; otherwise it is asked for in words."""
     price: Price | None = None
@@ -97,6 +107,8 @@ class TierEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     after_content: Annotated[tuple[AfterContent, ...], msgspec.Meta(min_length=1)] = ("splice", "restart")
+    hedge_after_s: Annotated[float, msgspec.Meta(gt=0, le=60)] | Literal["p95"] | None = None
+    """Ask the second too once the first has been silent for so long; None: never."""
 
 
 class Catalog(msgspec.Struct, frozen=True):
@@ -114,6 +126,13 @@ class Catalog(msgspec.Struct, frozen=True):
     def tier(self, name: str) -> TierEntry | None:
         """The tier called `name`, or that a complexity called `name` maps to."""
         return self.tiers.get(self.complexity.get(name, name))
+
+
+def find(config: Path | None) -> Path | None:
+    """The file to load: `config` if it names one (`HEADRACE_CONFIG`), else `headrace.toml` here, else None."""
+    if config is not None and config != Path():  # set to nothing is not set
+        return config
+    return HERE if HERE.exists() else None
 
 
 def load(path: Path | None) -> Catalog:
@@ -163,14 +182,19 @@ def _entries(tables: dict[str, Any], name: str, kind: type[_T], source: _Source)
 
 def _check_names(catalog: Catalog, source: _Source) -> None:
     for name in catalog.providers:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name) or name in ("fallback", "scripted"):
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name) or name in BUILT_IN:
             raise source.wrong(("providers", name), "is no name for a provider: a–z, 0–9, _ and -, not a built-in one")
+    for name, provider in catalog.providers.items():
+        if provider.base_url is not None and not re.match(r"https?://[^/\s]", provider.base_url):
+            raise source.wrong(("providers", name, "base_url"), "must begin with http:// or https:// and a host")
+        if provider.background and provider.format != "responses":
+            raise source.wrong(("providers", name, "background"), 'needs format = "responses"')
     for name in catalog.models:
-        if name.partition("/")[0] not in catalog.providers:
+        if name.partition("/")[0] not in (*catalog.providers, GENERATOR):
             raise source.wrong(("models", name), f"names no provider; write provider/model with {_of(catalog)}")
     for tier, entry in catalog.tiers.items():
         for model in entry.models:
-            if "/" not in model or model.partition("/")[0] not in catalog.providers:
+            if "/" not in model or model.partition("/")[0] not in (*catalog.providers, GENERATOR):
                 raise source.wrong(("tiers", tier, "models"), f"“{model}” is not provider/model with {_of(catalog)}")
         modes = entry.after_content
         if len(set(modes)) < len(modes) or modes[-1] not in ("restart", "error"):

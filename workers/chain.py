@@ -16,8 +16,9 @@ from workers.catalog import AfterContent
 Fault = Literal[
     "unreachable", "connect_timeout", "headers_timeout", "silent", "idle", "broken", "truncated", "malformed",
     "server", "overloaded", "rate_limited", "quota", "credential", "absent", "context", "blocked", "request", "busy",
+    "code",
 ]  # fmt: skip
-How = Literal["begin", "splice", "continue", "restart"]
+How = Literal["begin", "splice", "continue", "restart", "read_on"]
 #: What viewers have of the answer: nothing, plain text alone, other content too, or a tool that ran for it.
 Shown = Literal["nothing", "text", "mixed", "tool"]
 
@@ -25,15 +26,16 @@ Shown = Literal["nothing", "text", "mixed", "tool"]
 MAX_CALLS: Final = 6
 #: The longest wait for a provider that named one, when there is nobody else to ask, and for all waits together.
 WAIT_BUDGET_S: Final = 2.0
-#: The pause before the same provider is asked once more.
-QUICK_RETRY_S: Final = 0.2
+#: The pause before the same provider is asked once more: enough for a balancer to drop the process that broke. Whoever
+#: waits adds as much again by chance, so that the calls which a crash cut together do not come back together.
+QUICK_RETRY_S: Final = 0.05
 
 #: A fault of this one call: the next to the same provider may well succeed.
 _PASSING: Final = frozenset[Fault]({"broken", "server"})
 #: After content also an end that came too early.
 _PASSING_LATE: Final = frozenset[Fault]({"broken", "server", "truncated", "malformed"})
 #: Another provider would refuse as well, or must not be asked behind the first one's back.
-_FINAL: Final = frozenset[Fault]({"blocked", "request"})
+FINAL: Final = frozenset[Fault]({"blocked", "request"})
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -73,6 +75,7 @@ class Chain:
         self._open_for = open_for
         self._tried: list[Candidate] = []
         self._repeated: set[Candidate] = set()
+        self._spared: set[Candidate] = set()
         self._waited_s = 0.0
         self.current: Candidate | None = None
 
@@ -84,16 +87,21 @@ class Chain:
         """The first to ask; None if breakers keep all of them out."""
         return self._next("begin", None)
 
+    def read_on(self, candidate: Candidate) -> Ask:
+        """Read what `candidate` still writes for a lost worker, before anybody is asked."""
+        self.current = candidate
+        return Ask(candidate, "read_on")
+
     def failed(self, fault: Fault, shown: Shown, *, after_s: float | None = None) -> Ask | None:
         """What to do about a fault of `current`; None: nothing, the answer ends here. `after_s` is the wait that
         the provider named.
         """
         assert self.current is not None
-        if fault in _FINAL or len(self._tried) >= MAX_CALLS:
+        if fault in FINAL or len(self._tried) >= MAX_CALLS:
             return None
         if shown == "nothing":
             return self._before_content(fault, after_s)
-        how = self._way(shown, self._policy)
+        how = self.way(shown)
         return None if how is None else self._after_content(fault, how)
 
     def diverged(self) -> How | None:
@@ -102,6 +110,25 @@ class Chain:
         """
         policy = self._policy[self._policy.index("splice") + 1 :]
         return self._way("text", policy)
+
+    def alongside(self) -> Ask | None:
+        """Another to ask beside `current`, which has shown nothing yet; None if there is nobody."""
+        current = self.current
+        ask = self._next("begin", None) if len(self._tried) < MAX_CALLS else None
+        self.current = current
+        return ask
+
+    def settle(self, candidate: Candidate) -> None:
+        """Of two that were asked side by side `candidate` is the one whose end counts."""
+        self.current = candidate
+
+    def spare(self, candidate: Candidate) -> None:
+        """It was cut off without a fault of its own, or not asked after all: it may be asked again."""
+        self._spared.add(candidate)
+
+    def way(self, shown: Shown) -> How | None:
+        """How the policy goes on from what was shown; None: it does not."""
+        return self._way(shown, self._policy)
 
     def _before_content(self, fault: Fault, after_s: float | None) -> Ask | None:
         current = self.current
@@ -136,7 +163,7 @@ class Chain:
 
     def _next(self, how: How, larger_than: int | None) -> Ask | None:
         for candidate in self._candidates:
-            if candidate in self._tried or self._open_for(candidate) > 0:
+            if (candidate in self._tried and candidate not in self._spared) or self._open_for(candidate) > 0:
                 continue
             if larger_than is not None and (candidate.context is None or candidate.context <= larger_than):
                 continue
@@ -146,4 +173,5 @@ class Chain:
     def _ask(self, candidate: Candidate, how: How, after_s: float = 0.0) -> Ask:
         self.current = candidate
         self._tried.append(candidate)
+        self._spared.discard(candidate)
         return Ask(candidate, how, after_s)

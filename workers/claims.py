@@ -13,7 +13,9 @@ import msgspec
 import structlog
 
 from headrace.protocol.body import Body, Options
+from headrace.protocol.tools import WrongTools
 from hub.broker.accept import new_mark
+from hub.broker.answers import answer_key
 from hub.broker.broker import Broker
 from hub.broker.connections import Unreachable
 from hub.broker.keys import TAKEOVER_LANE, StreamKey
@@ -24,12 +26,16 @@ from hub.broker.mailbox import still_there
 from workers.asking import Question
 from workers.generation import CANCELLED, Ending, Generation, Speaker, worker_lost
 from workers.lease import run_ttl_ms
+from workers.providers import Continues
 from workers.providers.registry import Providers, UnknownModel
 from workers.quarantine import Quarantine, Suspicion, suspicion
+from workers.retried import retried
 from workers.run import Run
 from workers.settings import WorkerSettings
 from workers.table import Table
-from workers.takeover import GiveUp, GoOn, Kept, StartOver, Takeover, decide
+from workers.takeover import GiveUp, GoOn, Kept, ReadOn, StartOver, Takeover, decide, read_on
+from workers.tools.toolbox import Toolbox
+from workers.upstream import Underway, drop, underway_of
 from workers.usage import Attempt, UsageReporter
 
 log_ = structlog.get_logger(__name__)
@@ -49,12 +55,14 @@ class Claims:
         providers: Providers,
         settings: WorkerSettings,
         usage: UsageReporter,
+        tools: Toolbox,
         *,
         owner: Callable[[], str],
         clock: Callable[[], float],
     ) -> None:
         self._broker = broker
         self._usage = usage
+        self._tools = tools
         self._table = table
         self._providers = providers
         self._settings = settings
@@ -164,9 +172,11 @@ class Claims:
         options = _decode(claim.options, Options) or Options()
         if claim.on_abandon:
             options.on_abandon = claim.on_abandon
-        question, refusal = self._question(key, mark, claim)
+        question, refusal = self._question(key, mark, claim, options)
+        underway = underway_of(claim.underway)
         if claim.attempt > 1:
-            self._usage.lost(key, claim.runs, mark, claim.next_offset, _asked(key, claim, question))
+            asked = _asked(key, claim, question)
+            self._usage.lost(key, claim.runs, mark, claim.next_offset, asked, underway.calls if underway else ())
         if ending is None:
             ending = CANCELLED if claim.cancelled else refusal
         kept, takeover = await self._take_over(key, claim, options, question, ending)
@@ -174,6 +184,16 @@ class Claims:
             ending = ending or worker_lost()
         elif isinstance(takeover, GoOn) and question is not None:
             question = replace(question, kept=takeover.text)
+        elif isinstance(takeover, ReadOn) and question is not None and underway is not None:
+            question = replace(question, kept=takeover.text, shared=None, underway=(underway, takeover))
+        if underway is not None and (ending is not None or not isinstance(takeover, ReadOn)):
+            self._drop(underway)
+        goes_on = isinstance(takeover, GoOn) or (isinstance(takeover, ReadOn) and takeover.stays)
+        begins_with = None
+        if isinstance(takeover, StartOver) and question is not None and ending is None:
+            begins_with = await retried(self._broker.log, key, question.body, self._continues(question))
+            if begins_with is not None:
+                question = replace(question, kept=begins_with.text, is_quoted=True, shared=None)
         owner = self._owner()
         watchers = await self._living(claim.watchers)
         waited_s = 0.0
@@ -189,27 +209,41 @@ class Claims:
             retry_token=secrets.token_urlsafe(12),
             waited_s=waited_s,
             ending=ending,
-            goes_on=isinstance(takeover, GoOn),
-            digest=kept.digest if ending is not None or isinstance(takeover, GoOn) else None,
+            goes_on=goes_on,
+            digest=kept.digest if ending is not None or goes_on else None,
         )
+        if begins_with is not None:
+            generation.quote(begins_with.source, begins_with.text)
         run = Run(key, mark, generation, sent_at)
         self._table.enter(run, watchers, self._clock())
         if owner != self._owner():
             run.reconciled_at = float("-inf")  # the mailbox changed meanwhile: the next renewal names the new one
         return run, question
 
-    def _question(self, key: StreamKey, mark: str, claim: Claim) -> tuple[Question | None, Ending | None]:
+    def _question(
+        self, key: StreamKey, mark: str, claim: Claim, options: Options
+    ) -> tuple[Question | None, Ending | None]:
         """What to ask whom, or why nobody can be asked."""
+        if options.prefetch and claim.attempt > 1:
+            return None, CANCELLED  # nobody waits for it: it is not worth a second worker
         body = _decode(claim.request, Body)
         if body is None:
             log_.error("unreadable request")
             return None, Ending.failed("internal", "the stored request could not be read; ask again")
         try:
-            route = self._providers.route(body)
-        except UnknownModel as error:
+            route, missing = self._providers.route(body), self._tools.missing(body)
+        except (UnknownModel, WrongTools) as error:
             return None, Ending.failed("provider_error", str(error), retry="no")
+        if missing:
+            names = ", ".join(f"“{name}”" for name in missing)
+            message = f"this worker has no tool {names}: name it in HEADRACE_TOOLS of every worker, or ask without it"
+            return None, Ending.failed("provider_error", message)
         attempt = Attempt(key, mark, claim.attempt, claim.user)
-        return Question(route, body, attempt), None
+        shared = None
+        if options.cache == "use":
+            candidates = [candidate.name for candidate in route.candidates]
+            shared = answer_key(key, claim.user, body, candidates, self._settings.cache_scope)
+        return Question(route, body, attempt, shared=shared), None
 
     async def _living(self, watchers: dict[str, int]) -> dict[str, int]:
         """Those whose mailbox exists. Hubs that this worker knows were looked at within the last second."""
@@ -229,10 +263,11 @@ class Claims:
         self, key: StreamKey, claim: Claim, options: Options, question: Question | None, ending: Ending | None
     ) -> tuple[Kept, Takeover]:
         """What the log holds of attempts before this one, as far as anybody has to know, and what becomes of it."""
-        kept = Kept()
+        kept = Kept(None if question is None else self._tools.wanted(question.body))
         has_tools = question is not None and bool(question.body.tools)
-        is_plain = options.on_worker_loss == "restart" and not has_tools
-        if claim.attempt == 1 or (ending is None and (is_plain or not (claim.shown or has_tools))):
+        underway = underway_of(claim.underway)
+        is_plain = options.on_worker_loss == "restart" and not has_tools and underway is None
+        if claim.attempt == 1 or (ending is None and (is_plain or not (claim.shown or has_tools or underway))):
             return kept, StartOver()
         while kept.count < claim.next_offset - 1:
             count = min(_PAGE_ENTRIES, claim.next_offset - 1 - kept.count)
@@ -243,10 +278,21 @@ class Claims:
                 kept.add(kind, data)
         if ending is not None or question is None:
             return kept, StartOver()
-        first = question.first
-        continues = self._providers.get(first.provider).continues(first.model)
+        continues = self._continues(question)
         structured = question.body.schema is not None
-        return kept, decide(options.on_worker_loss, kept, continues, structured=structured)
+        takeover = decide(options.on_worker_loss, kept, continues, structured=structured)
+        if underway is not None and underway.provider in self._providers.available:
+            takeover = read_on(kept, takeover)
+        return kept, takeover
+
+    def _drop(self, underway: Underway) -> None:
+        """What a provider still writes for a lost worker is not wanted."""
+        if underway.provider in self._providers.available:
+            drop(self._providers.get(underway.provider), underway)
+
+    def _continues(self, question: Question) -> Continues:
+        first = question.first
+        return self._providers.get(first.provider).continues(first.model)
 
     async def _suspicion(self, ticket: Ticket) -> Suspicion:
         if ticket.lane != TAKEOVER_LANE:

@@ -1,13 +1,13 @@
 """One run's life: from what a provider says to frozen batches for the log, and exactly one `done` (protocol §5).
 
-Pure: no I/O; time (monotonic seconds) and ids are arguments. The log is told in batches, one outstanding:
-`take` freezes what is pending, and until it is answered `take` returns that batch again. (mark, offset) → bytes
-never changes: what arrives meanwhile gets later offsets.
+Pure: no I/O; time (monotonic seconds) and ids are arguments. What has its offset is the `journal`'s: `take` freezes
+what is pending, and until it is answered `take` returns that batch again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
@@ -15,14 +15,23 @@ import msgspec
 from headrace.protocol import entries as kinds
 from headrace.protocol.body import Options
 from headrace.protocol.codes import DONE_ERROR_CODES
-from headrace.protocol.entries import CONTENT_KINDS, ENTRY_BYTES, LOG_BYTES, Entry, Status, TextDigest, encode_data
+from headrace.protocol.entries import (
+    CONTENT_KINDS,
+    DELTA_KINDS,
+    ENTRY_BYTES,
+    LOG_BYTES,
+    Entry,
+    Status,
+    TextDigest,
+    delta_text,
+    encode_data,
+)
 from hub.broker.log import Claim
 from workers import providers
 from workers.attendance import Attendance
-from workers.batching import ENTRY_WEIGHT, Outbox
+from workers.batching import Outbox
+from workers.journal import BATCH_BYTES, Batch, Journal
 
-#: A batch of text holds no more: with its names it fits one relay packet (64 KiB).
-BATCH_BYTES = 56 * 1024
 #: What a provider said and the log has not confirmed; reading stops above it.
 PENDING_BYTES = 256 * 1024
 #: Kept free in a log for the last usage and `done`.
@@ -37,7 +46,7 @@ _MESSAGE_CHARACTERS = 500
 #: cutting it off, and the only one that is a failure (`content_blocked`, see `_stop`).
 _STOPS: Final[dict[str, tuple[Status, str]]] = {
     "stop": ("completed", "stop"),
-    "tool": ("completed", "tool"),
+    "tool": ("completed", "tool_calls"),
     "refusal": ("completed", "refusal"),
     "length": ("truncated", "length"),
     "context": ("truncated", "context"),
@@ -62,6 +71,8 @@ CANCELLED: Final = Ending("cancelled", "cancelled")
 ABANDONED: Final = Ending("cancelled", "abandoned")
 TOO_LONG: Final = Ending("truncated", "too_long")
 MAX_RUN: Final = Ending("truncated", "max_run")
+#: The model would go on calling tools for ever, or calls for too many at once.
+TOOL_STEPS: Final = Ending("truncated", "tool_steps")
 
 
 def worker_lost() -> Ending:
@@ -79,19 +90,6 @@ class Speaker(msgspec.Struct, frozen=True):
     """Of its attempt, from 2 on."""
 
 
-class Batch(msgspec.Struct, gc=False):
-    """Frozen entries from offset `first` on, to be appended in one script call."""
-
-    first: int
-    entries: list[Entry]
-    shown: str
-    """`c` if content begins here, `r` if a reset voids what was shown, the later one counts; else empty: see
-    scripts/append.lua.
-    """
-    ends: bool
-    """The last entry is `done`."""
-
-
 class Generation:
     """The life of one attempt. Bounds: PENDING_BYTES not yet confirmed, LOG_BYTES kept for repair.
 
@@ -101,10 +99,9 @@ class Generation:
     """
 
     __slots__ = (
-        "_aside", "_deadline", "_digest", "_done_at", "_ending", "_flight", "_is_silent", "_kept", "_log_bytes",
-        "_logged", "_opening", "_origin", "_outbox", "_retry_token", "_shows", "_speaker", "_spent", "_spoken_at",
-        "_started_at", "_told", "_top", "_turns", "_usage", "_usage_at", "_usage_told", "_voids", "attendance",
-        "call_spoken_at", "held", "over", "paused",
+        "_aside", "_before", "_deadline", "_ending", "_is_silent", "_journal", "_opening", "_outbox", "_retry_token",
+        "_speaker", "_spent", "_spoken_at", "_started_at", "_step_at", "_told", "_usage", "_usage_at", "_usage_told",
+        "_voids", "attendance", "call_spoken_at", "held", "over", "paused",
     )  # fmt: skip
 
     def __init__(
@@ -136,7 +133,7 @@ class Generation:
         #: When the provider call that runs showed its first content.
         self.call_spoken_at: float | None = None
         self._outbox = Outbox()
-        self._digest = digest or TextDigest()
+        self._journal = Journal(claim.next_offset, claim.log_bytes, digest or TextDigest())
         self._ending = ending
         self._speaker = speaker
         self._told: Speaker | None = None
@@ -147,18 +144,12 @@ class Generation:
         self._is_silent = True  # the provider call that runs has shown nothing
         self._aside: list[kinds.Notice] = []  # to be told with its first content
         self._voids = ""  # why its first content voids what is shown
+        self._before: list[Entry] = []  # content of the steps before the one that runs
+        self._step_at = 0  # the first entry of that step, among those of this attempt
         self._spent = _NOTHING  # by the calls before it
         self._usage: kinds.Usage | None = None
         self._usage_told: kinds.Usage | None = None
         self._usage_at = now - USAGE_EVERY_S
-        self._origin = claim.next_offset  # of the oldest entry kept
-        self._kept: list[Entry] = []
-        self._top = self._logged = claim.next_offset - 1
-        self._log_bytes = claim.log_bytes
-        self._flight: Batch | None = None
-        self._done_at = 0
-        self._shows = False
-        self._turns: list[tuple[int, str]] = []  # where content begins and where it is reset: what `Batch.shown` says
         self._opening: list[Entry] = []
         if ending is None:
             self._opening.append(("started", encode_data(kinds.Started(claim.attempt))))
@@ -188,7 +179,7 @@ class Generation:
             and not self.paused
             and not self.over
             and self._outbox.size <= PENDING_BYTES - BATCH_BYTES
-            and self._top + len(self._opening) + len(self._outbox) < self.attendance.bound
+            and self._journal.top + len(self._opening) + len(self._outbox) < self.attendance.bound
         )
 
     def feed(self, events: Sequence[providers.Event], now: float) -> None:
@@ -205,19 +196,29 @@ class Generation:
                     self._outbox.text("text", text)
             elif self._feed_rare(event, now):
                 break
-        if self._log_bytes + self._outbox.size > LOG_BYTES - RESERVE_BYTES:
-            self._outbox.trim(LOG_BYTES - RESERVE_BYTES - self._log_bytes)
+        if self._journal.size + self._outbox.size > LOG_BYTES - RESERVE_BYTES:
+            self._outbox.trim(LOG_BYTES - RESERVE_BYTES - self._journal.size)
             self._ending = None  # whatever the provider said at its end, not all of it fits
             self.end(TOO_LONG)
 
-    def start_over(self) -> bool:
-        """The provider refuses to go on: void what was shown before this attempt, to ask anew.
+    def quote(self, source: kinds.Source, text: str) -> None:
+        """Begin with what another stream had; it is gone on with. Before anything is fed."""
+        self._outbox.entry("source", encode_data(source))
+        self._outbox.text("text", text)
+        self._outbox.flush()
+
+    def start_over(self, reason: str = "worker_lost") -> bool:
+        """The provider refuses to go on: void what was shown before this attempt or quoted, to ask anew.
 
         False, and nothing happens, once the provider said anything or the run has ended.
         """
         if self.ended or self._spoken_at is not None:
             return False
-        self._opening.append(("reset", encode_data(kinds.Reset("worker_lost"))))
+        reset = encode_data(kinds.Reset(reason))
+        if len(self._outbox):
+            self._outbox.entry("reset", reset)
+        else:
+            self._opening.append(("reset", reset))
         return True
 
     # -- failover: several calls in one attempt
@@ -226,6 +227,11 @@ class Generation:
     def has_spoken(self) -> bool:
         """Whether this attempt has shown any content, by whichever call."""
         return self._spoken_at is not None
+
+    @property
+    def is_void(self) -> bool:
+        """What is shown is reset by the next content, or by an end without any."""
+        return self._voids != ""
 
     def begin_call(self, speaker: Speaker, aside: Sequence[kinds.Notice] = (), *, voids: str = "") -> None:
         """Another provider call begins: with its first content `source` is told if it changed, and `aside`.
@@ -246,16 +252,45 @@ class Generation:
             self._outbox.entry("notice", encode_data(notice))
 
     def reset(self, reason: str) -> None:
-        """Void what is shown; what is fed from here on is the answer. After the end it is ignored."""
+        """Void what this step shows; what is fed from here on takes its place. After the end it is ignored.
+
+        A `reset` voids all content (protocol §5): that of the steps before is told again.
+        """
         if self._ending is None:
             self._voids = ""
             self._outbox.entry("reset", encode_data(kinds.Reset(reason)))
+            for kind, data in self._before:
+                if kind in DELTA_KINDS:
+                    call, text = delta_text(kind, data)
+                    self._outbox.text(kind, text, call or "")
+                else:
+                    self._outbox.entry(kind, data)
+            if self._before:  # otherwise the reset itself is told: it may void what was shown before this attempt
+                self._step_at = self._told_entries
+
+    def begin_step(self, kept: str = "") -> None:
+        """The model is asked what it makes of its tools' results, which are fed. `kept` is what was shown before this
+        attempt and is gone on with. What was told until now stays, whatever becomes of the step that begins.
+        """
+        told: list[Entry] = [("text", kept.encode())] if kept else []
+        for entry in self.entries():
+            if entry[0] == "reset":
+                told.clear()
+            elif entry[0] in CONTENT_KINDS:
+                told.append(entry)
+        self._before += told
+        self._step_at = self._told_entries
 
     def entries(self) -> Iterator[Entry]:
-        """What this attempt has told so far, in the log or on its way there."""
-        yield from self._kept
-        yield from self._opening
-        yield from self._outbox.peek()
+        """What this step of the attempt has told so far, in the log or on its way there: of an answer without tools,
+        all of it.
+        """
+        told = chain(self._journal.entries, self._opening, self._outbox.peek())
+        return islice(told, self._step_at, None)
+
+    @property
+    def _told_entries(self) -> int:
+        return len(self._journal.entries) + len(self._opening) + len(self._outbox)
 
     def fail(self, error: providers.ProviderError) -> None:
         """The provider failed: what it said before is kept."""
@@ -297,6 +332,9 @@ class Generation:
             whole = msgspec.UNSET if event.input is None else event.input
             if not self._show("tool_ready", kinds.ToolReady(call, whole), now):
                 self._show("tool_ready", kinds.ToolReady(call), now)  # its pieces are in the log already
+        elif isinstance(event, providers.ToolResult):
+            result = kinds.ToolResult(_clean(event.call), event.output, event.error, event.truncated)
+            self._show("tool_result", result, now)
         elif isinstance(event, providers.Citation):
             self._show("citation", event.data, now)
         elif isinstance(event, providers.Usage):
@@ -374,12 +412,12 @@ class Generation:
     @property
     def logged(self) -> int:
         """The offset up to which this attempt's entries are in the log, and therefore relayed."""
-        return self._logged
+        return self._journal.logged
 
     @property
     def is_closing(self) -> bool:
         """Whether `done` has its offset: it may be in the log already, though no answer said so."""
-        return self._done_at > 0
+        return self._journal.done_at > 0
 
     @property
     def has_batch(self) -> bool:
@@ -387,38 +425,32 @@ class Generation:
         if self.over:
             return False
         return (
-            self._flight is not None
+            self._journal.has_batch
             or len(self._outbox) > 0
-            or self._logged < self._top
             or len(self._opening) > 0
-            or (self._ending is not None and not self._done_at)
+            or (self._ending is not None and not self._journal.done_at)
         )
 
     def take(self, now: float) -> Batch | None:
         """The batch to append now: the unanswered one again if there is one."""
+        journal = self._journal
         if self.over:
             return None
-        if self._flight is not None:
-            return self._flight
-        first = self._logged + 1
-        entries = self._again(first) if self._logged < self._top else self._freeze(now)
-        if not entries:
-            return None
-        last = first + len(entries) - 1
-        shown = ""
-        for at, turn in self._turns:
-            if first <= at <= last:
-                shown = turn  # the last one is how it stands after this batch
-        self._flight = Batch(first, entries, shown, last == self._done_at)
-        return self._flight
+        if journal.has_batch:
+            return journal.again()
+        if self._opening:
+            entries, self._opening = self._opening, []
+        else:
+            entries = self._outbox.take(BATCH_BYTES)
+        is_last = self._ending is not None and not journal.done_at and not self._outbox
+        return journal.freeze(entries, self._done if is_last else None)
 
     def answered(self, status: bytes, number: int) -> bool:
         """Take append.lua's reply to the batch in flight; True if the batch is in the log, and to be relayed."""
-        assert self._flight is not None
-        batch, self._flight = self._flight, None
+        batch = self._journal.landed()
         if status == b"OK" or status == b"DUP":
             self.held = False
-            self._logged = batch.first + len(batch.entries) - 1
+            self._journal.logged = batch.first + len(batch.entries) - 1
             if batch.ends:
                 self.over = self.over or "done"
             elif number:
@@ -426,11 +458,10 @@ class Generation:
             return True
         if status != b"GAP":
             self.over = status.decode().lower()
-        elif number + 1 < self._origin:
-            self.over = "gap"
-        else:
+        elif self._journal.fall_back(number):
             self.held = True
-            self._logged = number
+        else:
+            self.over = "gap"
         return False
 
     def refused(self) -> None:
@@ -441,58 +472,23 @@ class Generation:
         """Redis says that a generation whose `done` it confirmed is not done: append again."""
         if self.over == "done":
             self.over = ""
-            self._logged = self._done_at - 1
+            self._journal.logged = self._journal.done_at - 1
 
     def lose(self, reason: str) -> None:
         """The generation is not this worker's any more: append nothing further."""
         self.over = self.over or reason
 
-    def _freeze(self, now: float) -> list[Entry]:
-        """Give pending entries their offsets, and `done` when nothing else is left."""
-        if self._opening:
-            entries, self._opening = self._opening, []
-        else:
-            entries = self._outbox.take(BATCH_BYTES)
-        top, digest = self._top, self._digest
-        for kind, data in entries:
-            top += 1
-            digest.add(kind, data)
-            self._log_bytes += len(data)
-            if kind in CONTENT_KINDS:
-                if not self._shows:
-                    self._shows = True
-                    self._turns.append((top, "c"))
-            elif kind == "reset":
-                self._shows = False
-                self._turns.append((top, "r"))
-        if self._ending is not None and not self._done_at and not self._outbox:
-            top += 1
-            self._done_at = top
-            entries.append(("done", self._done(self._ending)))
-        self._kept += entries
-        self._top = top
-        return entries
-
-    def _again(self, first: int) -> list[Entry]:
-        """Frozen entries that are not in the log, from `first` on."""
-        entries: list[Entry] = []
-        size = 0
-        for entry in self._kept[first - self._origin : self._top - self._origin + 1]:
-            size += len(entry[1]) + ENTRY_WEIGHT
-            if entries and size > BATCH_BYTES:
-                break
-            entries.append(entry)
-        return entries
-
-    def _done(self, ending: Ending) -> bytes:
+    def _done(self) -> bytes:
+        ending, digest = self._ending, self._journal.digest
+        assert ending is not None
         ttft_ms = None if self._spoken_at is None else round((self._spoken_at - self._started_at) * 1000)
         may_retry = ending.error is not None and ending.error.retry != "no"
         return encode_data(
             kinds.Done(
                 ending.status,
                 ending.stop_reason,
-                self._digest.size,
-                self._digest.hexdigest(),
+                digest.size,
+                digest.hexdigest(),
                 usage=self._total(),
                 ttft_ms=ttft_ms,
                 error=ending.error,

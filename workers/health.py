@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from redis.asyncio import Redis
 
@@ -36,11 +36,13 @@ class HealthReporter:
         *,
         name: str,
         clock: Callable[[], float],
+        tools: Sequence[str] = (),
     ) -> None:
         self._board = ProviderBoard(redis)
         self._providers = providers
         self._open_for = open_for
         self._name = name
+        self._tools = tools
         self._clock = clock
         self._calls: OrderedDict[Candidate, deque[tuple[float, str, float | None]]] = OrderedDict()
 
@@ -82,7 +84,12 @@ class HealthReporter:
         while True:
             with contextlib.suppress(*Unreachable):
                 await self._board.publish(
-                    self._name, list(self._providers.models()), sorted(self._providers.available), self.fares()
+                    self._name,
+                    list(self._providers.models()),
+                    sorted(self._providers.available),
+                    self.fares(),
+                    self._providers.keyless,
+                    self._tools,
                 )
             await asyncio.sleep(EVERY_S)
 

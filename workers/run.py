@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from hub.broker.keys import StreamKey
 from workers.generation import Generation
@@ -12,8 +13,8 @@ class Run:
     """Shared by the reader of the provider, the appender, the lease keeper and the mailbox. One event loop."""
 
     __slots__ = (
-        "_gate", "checked_at", "ended_at", "generation", "held_since", "is_marked", "key", "mark", "over", "reader",
-        "reconciled_at", "renewed_at",
+        "_awaited", "_gate", "checked_at", "ended_at", "generation", "held_since", "is_marked", "key", "mark", "over",
+        "reader", "reconciled_at", "renewed_at",
     )  # fmt: skip
 
     def __init__(self, key: StreamKey, mark: str, generation: Generation, renewed_at: float) -> None:
@@ -37,19 +38,32 @@ class Run:
         #: Which connection of the appender the end was last checked on.
         self.checked_at = 0
         self._gate: asyncio.Event | None = None
+        self._awaited: Callable[[], bool] = self._is_readable
 
     async def readable(self) -> None:
         """Return when the provider may be read, or need not be any more."""
-        generation = self.generation
-        while not (generation.may_read or generation.ended):
-            self._gate = asyncio.Event()
+        await self._until(self._is_readable)
+
+    async def settled(self) -> None:
+        """Return when all that was told is in the log, or need not be any more."""
+        await self._until(self._is_settled)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._awaited, self._gate = condition, asyncio.Event()
             await self._gate.wait()
         self._gate = None
+
+    def _is_readable(self) -> bool:
+        return self.generation.may_read or self.generation.ended
+
+    def _is_settled(self) -> bool:
+        return not self.generation.has_batch or self.generation.ended
 
     def poke(self) -> None:
         """After any change of the generation: let its reader go on, or stop it, or tell that all is over."""
         generation = self.generation
-        if self._gate is not None and (generation.may_read or generation.ended):
+        if self._gate is not None and self._awaited():
             self._gate.set()
         if generation.ended:
             if self.reader is not None and self.reader is not asyncio.current_task():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hub.broker.settings import BrokerSettings
+from workers.registration import parse
 
 
 class WorkerSettings(BrokerSettings):
@@ -18,6 +19,22 @@ class WorkerSettings(BrokerSettings):
     config: Path | None = Field(
         None, description="The catalog of providers, models and tiers; unset: `headrace.toml` here, if there is one."
     )
+    tools: str = Field("", description="Modules with tools that this worker runs, with commas between them.")
+    tool_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="A tool without a time limit of its own may run this long."
+    )
+    generators: str = Field(
+        "", description="Your own generators as models: `module:function`, `name=module:function`, with commas between."
+    )
+    generator_silence_s: float = Field(
+        120.0, gt=0, le=3600, description="A generator that yields nothing for so long has failed."
+    )
     drain_timeout_s: float = Field(
         120.0, ge=0, description="After SIGTERM, what runs has this long to finish; the rest is handed to others."
     )
+
+    @field_validator("generators")
+    @classmethod
+    def _are_generators(cls, value: str) -> str:
+        parse(value)
+        return value

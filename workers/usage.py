@@ -158,6 +158,10 @@ class Call:
             if row.cost_micros is not None and not row.estimated and self._provider not in pricing.FREE:
                 self._cost_usd = row.cost_micros / 1e6
 
+    def void(self) -> None:
+        """It told nothing of an answer that was begun before: what was reported of that stands."""
+        self._is_told = True
+
     def _with_cost(self, events: Sequence[Event]) -> Sequence[Event]:
         usage = self._meter.usage
         if usage is None:
@@ -176,6 +180,7 @@ class _Loss(msgspec.Struct, frozen=True):
     except_mark: str
     end: int
     asked: Asked
+    same: Sequence[str] = ()
 
 
 class UsageReporter:
@@ -262,13 +267,16 @@ class UsageReporter:
             if self._rows.get(row.id) is row:
                 self._forget(row)
 
-    def lost(self, key: StreamKey, runs: MarkRuns, mark: str, end: int, asked: Asked) -> None:
-        """Attempts before the one under `mark`, which begins at offset `end`, were lost or handed on: tell for them."""
+    def lost(self, key: StreamKey, runs: MarkRuns, mark: str, end: int, asked: Asked, same: Sequence[str] = ()) -> None:
+        """Attempts before the one under `mark`, which begins at offset `end`, were lost or handed on: tell for them.
+
+        The calls `same`, each as `mark/number`, read one answer: they are one call, the first.
+        """
         if end <= 1:
             return
         if len(self._losses) >= LOSSES:
             self._losses.popleft()
-        self._losses.append(_Loss(key, runs, mark, end, asked))
+        self._losses.append(_Loss(key, runs, mark, end, asked, same))
         self._news.set()
 
     async def run(self) -> None:
@@ -332,7 +340,7 @@ class UsageReporter:
         return msgspec.structs.replace(row, cost_micros=pricing.cost_micros(row.provider, row.model, row, own))
 
     async def _read(self, loss: _Loss) -> list[UsageRow]:
-        calls, first = LostCalls(loss.runs, loss.except_mark), 1
+        calls, first = LostCalls(loss.runs, loss.except_mark, loss.same), 1
         while first < loss.end:
             page = await self._broker.log.read(loss.key, first, min(_PAGE_ENTRIES, loss.end - first))
             if not page:  # Redis lost it
@@ -347,8 +355,11 @@ class UsageReporter:
         while len(self._rows) >= ROWS:
             self._forget(next(iter(self._rows.values())))
             self._dropped += 1
-        if row.id in self._rows:
-            self._forget(self._rows[row.id])
+        known = self._rows.get(row.id)
+        if known is not None:
+            if row.outcome == "lost" and known.outcome != "lost":  # whoever read the answer to its end knows better
+                return known
+            self._forget(known)
         if pricing.is_loaded() or not pricing.needs_library(row.provider, self._price_of(row.provider, row.model)):
             row = self._priced(row)
         else:

@@ -13,7 +13,7 @@ import structlog
 
 from hub.broker.broker import Broker
 from hub.broker.connections import Unreachable
-from hub.broker.keys import TAKEOVER_LANE
+from hub.broker.keys import ALL_LANES, TAKEOVER_LANE
 from hub.broker.lanes import Ticket
 from workers.answer import read_answer
 from workers.appender import Appender
@@ -22,13 +22,16 @@ from workers.breakers import Breakers
 from workers.claims import Claims
 from workers.health import HealthReporter
 from workers.inbox import Inbox
-from workers.intake import ALL_LANES, Intake
+from workers.intake import Intake
 from workers.lease import LeaseKeeper
 from workers.providers.registry import Providers
 from workers.routing import Routing
 from workers.run import Run
 from workers.settings import WorkerSettings
+from workers.sharing import Sharing
 from workers.table import Table
+from workers.tools.runner import ToolRunner
+from workers.tools.toolbox import Toolbox
 from workers.usage import UsageReporter
 
 log_ = structlog.get_logger(__name__)
@@ -42,7 +45,9 @@ _START_PAUSE_S = 0.5
 class Worker:
     """`run` until `stop`. One per process or test; `broker` and `providers` stay the caller's to close."""
 
-    def __init__(self, settings: WorkerSettings, broker: Broker, providers: Providers) -> None:
+    def __init__(
+        self, settings: WorkerSettings, broker: Broker, providers: Providers, toolbox: Toolbox | None = None
+    ) -> None:
         self._settings = settings
         self._broker = broker
         self.name = "w" + secrets.token_urlsafe(6)
@@ -71,14 +76,22 @@ class Worker:
         self.inbox = Inbox(broker, self.table, on_name=self._renamed, clock=clock)
         self.places = settings.worker_concurrency + 1
         self.intake = Intake(broker, self.name, self.places, self._serve)
+        toolbox = toolbox or Toolbox()
+        self.tools = ToolRunner(toolbox, settings.tool_timeout_s)
         self._claims = Claims(
-            broker, self.table, providers, settings, self.usage, owner=lambda: self.appender.sender, clock=clock
-        )
+            broker, self.table, providers, settings, self.usage, toolbox,
+            owner=lambda: self.appender.sender, clock=clock,
+        )  # fmt: skip
         self.breakers = Breakers(broker.connections.control, providers.credential, clock=clock)
         self.health = HealthReporter(
-            broker.connections.control, providers, self.breakers.open_for, name=self.name, clock=clock
-        )
-        self._office = Office(providers, self.breakers, self.health, self.usage, self.appender.mark, clock)
+            broker.connections.control, providers, self.breakers.open_for, name=self.name, clock=clock,
+            tools=toolbox.names,
+        )  # fmt: skip
+        self.sharing = Sharing(broker, mark=self.appender.mark, clock=clock)
+        self._office = Office(
+            providers, self.breakers, self.health, self.usage, self.appender.mark, clock, self.sharing, self.tools,
+            broker.log.remember,
+        )  # fmt: skip
         self._has_mailbox = asyncio.Event()
         self._draining = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -101,7 +114,7 @@ class Worker:
                 for service in (
                     self.appender.run(), self.leases.keep(), self.leases.watch(), self.inbox.read(),
                     self.inbox.renew(), self.usage.run(), self.breakers.run(), self.health.run(),
-                    self._broker.janitor.run(),
+                    self.sharing.run(), self._broker.janitor.run(),
                 )
             ]  # fmt: skip
             taking = group.create_task(self._take())
@@ -110,7 +123,7 @@ class Worker:
             taking.cancel()
             for task in [*services, *self._serving, *self._readers()]:
                 task.cancel()
-        await asyncio.gather(self._leave(), self.usage.flush(_LEAVE_S))
+        await asyncio.gather(self._leave(), self.usage.flush(_LEAVE_S), self.tools.close())
 
     # -- taking
 
@@ -125,9 +138,12 @@ class Worker:
                 await asyncio.sleep(_START_PAUSE_S)
         self.ready.set()
         async with asyncio.TaskGroup() as group:
-            stranded = group.create_task(self.intake.take_stranded())
+            others = [group.create_task(self.intake.take_stranded())]
+            if self._settings.prefetches_per_hour:
+                others.append(group.create_task(self.intake.take_prefetches()))
             await self.intake.take()
-            stranded.cancel()
+            for task in others:
+                task.cancel()
 
     def _renamed(self, mailbox: str) -> None:
         self.appender.sender = mailbox
@@ -139,11 +155,11 @@ class Worker:
     def _serve(self, ticket: Ticket) -> None:
         task = self._group.create_task(self._serve_one(ticket))
         self._serving.add(task)
-        task.add_done_callback(self._served)
+        task.add_done_callback(lambda done: self._served(done, ticket))
 
-    def _served(self, task: asyncio.Task[None]) -> None:
+    def _served(self, task: asyncio.Task[None], ticket: Ticket) -> None:
         self._serving.discard(task)
-        self.intake.release()
+        self.intake.release(ticket)
 
     async def _serve_one(self, ticket: Ticket) -> None:
         """From ticket to end: claim → read the provider → everything is in the log."""

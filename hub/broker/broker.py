@@ -53,9 +53,14 @@ class Broker:
         before_lane: Callable[[StreamKey], Awaitable[None]] | None = None,
     ) -> StreamKey:
         """See `accept.accept`."""
-        asked = Asked(org, user, request_key, body, options, LANES[0], now_ms)
+        lane = keys.PREFETCH_LANE if options.prefetch else LANES[0]
+        asked = Asked(org, user, request_key, body, options, lane, now_ms)
         redis = self.connections.control
         return await accept(redis, self.log, self.lanes, self.live, self.settings, asked, before_lane)
+
+    async def is_reserved(self, org: str, user: str, request_key: str) -> bool:
+        """Whether a request of this user came with this key before. Raises `Unreachable`."""
+        return bool(await self.connections.control.exists(keys.request(org, user, request_key)))
 
     async def is_reachable(self, timeout_s: float = 1.0) -> bool:
         try:

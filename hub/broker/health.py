@@ -46,6 +46,18 @@ class Fare(msgspec.Struct, frozen=True, omit_defaults=True):
         ordered = sorted(self.ttft_ms)
         return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else None
 
+    def with_(self, other: Fare) -> Fare:
+        """Both together, under this one's name. The worse of two breakers counts."""
+        return Fare(
+            self.provider,
+            self.model,
+            self.asked + other.asked,
+            self.failed + other.failed,
+            max(self.open_s, other.open_s),
+            self.ttft_ms + other.ttft_ms,
+            self.last_fault or other.last_fault,
+        )
+
 
 #: Of the last calls of a model, in one worker's report.
 TTFTS: Final = 50
@@ -59,6 +71,10 @@ class Report(msgspec.Struct, frozen=True):
     models: list[str]
     providers: list[str]
     fares: list[Fare]
+    keyless: list[str] = []
+    """Providers of its catalog without a key."""
+    tools: list[str] = []
+    """Tools that it runs."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -68,10 +84,26 @@ class Health(msgspec.Struct, frozen=True):
     models: list[str]
     providers: list[str]
     fares: list[Fare]
+    keyless: list[str] = []
+    """Providers that some catalog names and nobody has a key for."""
+    tools: list[str] = []
+    """Tools that some worker runs, in order."""
+
+    def lists(self, fare: Fare) -> bool:
+        """Whether a catalog names its model. Any other name is one that somebody wrote into a request."""
+        return f"{fare.provider}/{fare.model}" in self.models
+
+    def telling(self, provider: str) -> list[Fare]:
+        """What says something about a provider: that it does not know a name that somebody made up does not."""
+        return [
+            fare
+            for fare in self.fares
+            if fare.provider == provider and (fare.last_fault != "absent" or self.lists(fare))
+        ]
 
     def state(self, provider: str) -> State:
         """Of all its models: down if all that were asked lately are, degraded if any is not healthy."""
-        states = [fare.state for fare in self.fares if fare.provider == provider]
+        states = [fare.state for fare in self.telling(provider)]
         if states and all(state == "down" for state in states):
             return "down"
         return "degraded" if any(state != "healthy" for state in states) else "healthy"
@@ -88,10 +120,18 @@ class ProviderBoard:
         return int(seconds * 1000 + micros // 1000)
 
     async def publish(
-        self, worker: str, models: Sequence[str], providers: Sequence[str], fares: Sequence[Fare]
+        self,
+        worker: str,
+        models: Sequence[str],
+        providers: Sequence[str],
+        fares: Sequence[Fare],
+        keyless: Sequence[str] = (),
+        tools: Sequence[str] = (),
     ) -> None:
         """Replace this worker's report."""
-        report = Report(worker, await self.now_ms(), list(models), list(providers), list(fares))
+        report = Report(
+            worker, await self.now_ms(), list(models), list(providers), list(fares), list(keyless), list(tools)
+        )
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(keys.providers(), worker, msgspec.msgpack.encode(report))
         pipeline.pexpire(keys.providers(), FRESH_MS)
@@ -123,25 +163,18 @@ def merged(reports: Iterable[Report]) -> Health:
     """Put together what each worker saw. Pure."""
     models: dict[str, None] = {}
     providers: dict[str, None] = {}
+    keyless: dict[str, None] = {}
     fares: dict[tuple[str, str], Fare] = {}
+    tools: set[str] = set()
     count = 0
     for report in sorted(reports, key=lambda report: report.worker):
         count += 1
         models |= dict.fromkeys(report.models)
         providers |= dict.fromkeys(report.providers)
+        keyless |= dict.fromkeys(report.keyless)
+        tools |= set(report.tools)
         for fare in report.fares:
             former = fares.get((fare.provider, fare.model))
-            fares[fare.provider, fare.model] = fare if former is None else _both(former, fare)
-    return Health(count, list(models), list(providers), list(fares.values()))
-
-
-def _both(one: Fare, other: Fare) -> Fare:
-    return Fare(
-        one.provider,
-        one.model,
-        one.asked + other.asked,
-        one.failed + other.failed,
-        max(one.open_s, other.open_s),
-        one.ttft_ms + other.ttft_ms,
-        one.last_fault or other.last_fault,
-    )
+            fares[fare.provider, fare.model] = fare if former is None else former.with_(fare)
+    lacking = [name for name in keyless if name not in providers]
+    return Health(count, list(models), list(providers), list(fares.values()), lacking, sorted(tools))

@@ -31,7 +31,7 @@ from hub.broker.accept import new_mark
 from hub.broker.connections import Unreachable
 from hub.broker.consumers import forget_dead
 from hub.broker.contact import Contact
-from hub.broker.keys import LANES, TAKEOVER_LANE, StreamKey
+from hub.broker.keys import ALL_LANES, TAKEOVER_LANE, StreamKey
 from hub.broker.lanes import GROUP as WORKERS
 from hub.broker.lanes import Lanes
 from hub.broker.letters import Letters
@@ -225,7 +225,7 @@ class Janitor:
             log_.warning("index entry was missing", stream=keys.stream_of(key))
         if not 0 <= now_ms - self._lanes_looked_ms < LANES_EVERY_MS:
             self._lanes_looked_ms = now_ms
-            for lane in (TAKEOVER_LANE, *LANES):
+            for lane in ALL_LANES:
                 for key in await self._lanes.requeue_lost(lane):
                     log_.warning("lane entry was pending with nobody", stream=keys.stream_of(key), lane=lane)
                 await forget_dead(self._redis, keys.lane(lane), WORKERS)

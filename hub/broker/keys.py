@@ -10,6 +10,9 @@ The organisation comes from the token: a stream of somebody else is a key that d
 | `hr:{org:stream}:interest`     | hash       | hub mailbox → demand, the greatest offset its viewers could take |
 | `hr:{org:user}:request:<key>`  | string     | stream, digest of the body, whether accepted                     |
 | `hr:{org:user}:streams`        | sorted set | the user's streams by time of creation, for `list`               |
+| `hr:{org:user}:prefetched`     | sorted set | request keys of the user's prefetches of the last hour, by time  |
+| `hr:{org:user}:prefetching`    | hash       | of those that may run: request key → the conversation's digest   |
+| `hr:{org:user:digest}:answer`  | string     | the stream that answers a request like this, see answers.py      |
 | `hr:{lanes}:<lane>`            | stream     | `s`: a stream that waits for a worker                            |
 | `hr:{lanes}:dead`              | stream     | generations given up, see letters.py                             |
 | `hr:live:<shard>`              | sorted set | unfinished streams by when the janitor looks next, ms            |
@@ -24,17 +27,23 @@ Organisation, user and request key are percent-encoded: none can forge a tag or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NewType
 from urllib.parse import quote, unquote
 from zlib import crc32
 
 #: `org:stream`, both parts safe to stand in a key.
 StreamKey = NewType("StreamKey", str)
+#: `org:user:digest`, of a request whose answer may be shared.
+AnswerKey = NewType("AnswerKey", str)
 
 LIVE_SHARDS = 16
 TAKEOVER_LANE = "takeover"
+#: Read only when nothing waits in the others.
+PREFETCH_LANE = "prefetch"
 #: Lanes that requests are dispatched by; takeovers have one of their own, read first.
 LANES = ("standard",)
+ALL_LANES = (TAKEOVER_LANE, *LANES, PREFETCH_LANE)
 #: What SCAN finds all streams by.
 ALL_METAS = "hr:{*}:meta"
 
@@ -80,6 +89,23 @@ def user_streams(org: str, user: str) -> str:
     return f"hr:{{{_safe(org)}:{_safe(user)}}}:streams"
 
 
+def prefetched(org: str, user: str) -> str:
+    return f"hr:{{{_safe(org)}:{_safe(user)}}}:prefetched"
+
+
+def prefetching(org: str, user: str) -> str:
+    return f"hr:{{{_safe(org)}:{_safe(user)}}}:prefetching"
+
+
+def answer_key(org: str, user: str, digest: str) -> AnswerKey:
+    """`user` is empty where all of an organisation share."""
+    return AnswerKey(f"{_safe(org)}:{_safe(user)}:{digest}")
+
+
+def answer(key: AnswerKey) -> str:
+    return f"hr:{{{key}}}:answer"
+
+
 def lane(name: str) -> str:
     return f"hr:{{lanes}}:{name}"
 
@@ -117,7 +143,7 @@ def mailbox(incarnation: str) -> str:
 
 
 #: The keys each script gets, in order: the slot test runs all of them through the slot function.
-SCRIPT_KEYS = {
+SCRIPT_KEYS: dict[str, tuple[Callable[..., str], ...]] = {
     "create": (meta, log),
     "claim": (meta, log, interest),
     "append": (meta, log, interest),
@@ -126,6 +152,8 @@ SCRIPT_KEYS = {
     "attach": (meta, log, interest),
     "leave": (interest,),
     "release": (meta,),
+    "remember": (meta,),
     "abandon": (meta,),
     "breaker": (breaker,),
+    "lead": (answer,),
 }

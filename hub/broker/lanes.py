@@ -47,8 +47,10 @@ class Lanes:
         for lane in lanes:
             await make_group(self._redis, keys.lane(lane), GROUP)
 
-    async def take(self, redis: Any, lanes: Sequence[str], consumer: str, block_ms: int) -> list[Ticket]:
-        """At most one ticket a lane, in the order of `lanes`; waits up to `block_ms` on `redis`, a blocking client."""
+    async def take(self, redis: Any, lanes: Sequence[str], consumer: str, block_ms: int | None) -> list[Ticket]:
+        """At most one ticket a lane, in the order of `lanes`; waits up to `block_ms` on `redis`, a blocking client, or
+        not at all.
+        """
         try:
             reply = await redis.xreadgroup(
                 GROUP, consumer, {keys.lane(lane): ">" for lane in lanes}, count=1, block=block_ms

@@ -61,6 +61,8 @@ class Claim:
     watchers: dict[str, int]
     on_abandon: str = ""
     """Set when a detach replaced the option."""
+    underway: bytes = b""
+    """What a lost worker kept of what a provider still writes, see `StreamLog.remember`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +148,11 @@ class StreamLog:
         reply = await self.run("claim", _keys("claim", key), [mark, owner, lease_ms, ttl_ms])
         if reply[0] != b"OK":
             return Refused(reply[0].decode())
-        _, offset, attempt, runs, cancel, shown, losses, request, options, user, size, watchers, abandon = reply
+        _, offset, attempt, runs, cancel, shown, losses, request, options, user, size, watchers, *rest = reply
+        abandon, underway = rest
         return Claim(
             offset, attempt, MarkRuns.parse(runs.decode()), bool(cancel), bool(shown), losses,
-            request, options, user.decode(), size, _watchers(watchers), abandon.decode(),
+            request, options, user.decode(), size, _watchers(watchers), abandon.decode(), underway,
         )  # fmt: skip
 
     async def renew(
@@ -218,6 +221,14 @@ class StreamLog:
     async def release(self, key: StreamKey, mark: str) -> bool:
         """Hand a generation back. False if it was not this attempt's any more."""
         reply = await self.run("release", _keys("release", key), [mark])
+        return bool(reply[0] == b"OK")
+
+    async def remember(self, key: StreamKey, mark: str, underway: bytes) -> bool:
+        """Keep what a provider writes on without a reader, for whoever claims next; empty: nothing any more.
+
+        Durable when this returns. False if the generation was not this attempt's any more.
+        """
+        reply = await self.run("remember", _keys("remember", key), [mark, underway])
         return bool(reply[0] == b"OK")
 
     async def read(self, key: StreamKey, first: int, count: int) -> list[Entry]:

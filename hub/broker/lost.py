@@ -7,7 +7,7 @@ own rows are on their way within a moment of the call's end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -18,6 +18,8 @@ from hub.broker.keys import StreamKey, org_of, stream_of
 from hub.broker.usage import UsageRow, estimated_tokens, name, tokens
 
 _decode = msgspec.msgpack.Decoder(dict[str, object]).decode
+#: Why a failed answer's text stands at the head of a stream: `source.reason`.
+QUOTED = "retry"
 _SPEECH = frozenset({"text", "reasoning", "tool_input", "tool_call"})
 
 
@@ -33,7 +35,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class _Call:
-    __slots__ = ("attempt", "before", "mark", "model", "number", "provider", "said", "usage")
+    __slots__ = ("attempt", "before", "mark", "model", "number", "provider", "quotes", "said", "shared", "usage")
 
     def __init__(self, mark: str, attempt: int, number: int, before: int) -> None:
         self.mark = mark
@@ -44,6 +46,10 @@ class _Call:
         self.provider = ""
         self.model = ""
         self.said = 0
+        #: What is shown is a failed answer, which it was asked to go on with.
+        self.quotes = False
+        #: What is shown is another stream's answer: nobody was asked.
+        self.shared = False
         self.usage: dict[str, object] = {}
 
 
@@ -54,8 +60,10 @@ class LostCalls:
     the model's first word after a `tool_result`. Bound: one record a call, some 200 bytes.
     """
 
-    def __init__(self, runs: MarkRuns, except_mark: str) -> None:
+    def __init__(self, runs: MarkRuns, except_mark: str, same: Sequence[str] = ()) -> None:
+        """The calls `same`, each as `mark/number`, read one answer: they are one call, the first."""
         self._runs = runs
+        self._same = same
         self._except = except_mark
         self._top = 0
         self._calls: list[_Call] = []
@@ -94,7 +102,11 @@ class LostCalls:
                 provider, model = call.provider, call.model
                 call = self._next(call, call.number + 1)
                 call.provider, call.model = provider, model
-            call.said += len(delta_text(kind, data)[1].encode()) if kind == "tool_input" else len(data)
+            size = len(delta_text(kind, data)[1].encode()) if kind == "tool_input" else len(data)
+            if call.quotes:
+                call.before += size
+            else:
+                call.said += size
         elif kind == "tool_result":
             self._has_result = True
             call.said += len(data)
@@ -102,20 +114,33 @@ class LostCalls:
             self._speak(call, _decode(data))
         elif kind == "usage":
             call.usage = _decode(data)
-        elif kind == "notice" and _decode(data).get("code") == "failover":
-            self._next(call, call.number + 1)
+        elif kind == "notice":
+            code = _decode(data).get("code")
+            if code == "failover":
+                self._next(call, call.number + 1)
+            elif code == "shared":
+                call.shared = True
 
     def _speak(self, call: _Call, source: dict[str, object]) -> None:
+        call.quotes = source.get("mode") == "cached" and source.get("reason") == QUOTED
+        if call.quotes:
+            return
         number = _number(source.get("call"), call.number)
         if number != call.number:
             if call.provider or call.said:
                 call = self._next(call, number)
             call.number = number
         call.provider, call.model = str(source.get("provider", "")), str(source.get("model", ""))
+        if source.get("mode") == "cached":
+            call.shared = True
+        elif call.shared:  # it asked after all: what was said before was told by nobody whom it asked
+            call.shared, call.said = False, 0
 
     def rows(self, asked: Asked, ended_ms: int) -> Iterator[UsageRow]:
         """One row a call, under the id that its own worker would have used. No price."""
-        for call in self._calls:
+        for call in self._each():
+            if call.shared:
+                continue
             said = estimated_tokens(call.said)
             prompt = estimated_tokens(asked.prompt_bytes + call.before)
             # Later figures may be sums over all calls of the attempt: only the first call's are surely its own.
@@ -138,6 +163,20 @@ class LostCalls:
                 cached_tokens=tokens(_number(usage.get("cached_tokens"), 0)),
                 estimated=True,
             )
+
+    def _each(self) -> Iterator[_Call]:
+        begun: _Call | None = None
+        for call in self._calls:
+            if f"{call.mark}/{call.number}" not in self._same:
+                yield call
+            elif begun is None:
+                begun = call
+            else:
+                begun.said, call.said = begun.said + call.said, 0
+        if begun is not None:
+            begun.mark, _, number = self._same[0].rpartition("/")
+            begun.number = int(number)
+            yield begun
 
 
 def lost_rows(

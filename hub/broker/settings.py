@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -38,6 +40,15 @@ class BrokerSettings(BaseSettings):
         512, ge=16, description="Packets kept in a mailbox; older ones become holes, read from the log."
     )
     run_ahead: int = Field(512, ge=1, description="Entries a worker may write past the greatest demand.")
+    cache_scope: Literal["org", "user", "off"] = Field(
+        "org", description="Who shares answers that were asked for with `cache`: an organisation, or each user alone."
+    )
+    cache_ttl_s: float = Field(
+        3600.0, ge=1, le=86_400, description="An answer is used again this long after it was asked for, while kept."
+    )
+    prefetches_per_hour: int = Field(
+        0, ge=0, le=1000, description="Answers that a user may have prepared ahead in an hour; 0: none."
+    )
 
     @field_validator("redis_url")
     @classmethod

@@ -8,33 +8,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import msgspec
+
 import headrace
+from headrace.turns import turns_of
 from hub.cli.paper import Paper
+from hub.cli.toolline import ToolEvent, ToolLines
 from hub.cli.wire import Answer, Wire
 
 #: Older turns are left out of the question above this many bytes: hubs take 128 KiB unless told otherwise.
 HISTORY_BYTES = 96 * 1024
 CANCELLED, CANCELLING = "cancelled", "cancelling"
 RECONNECTING = "connection lost, reconnecting …"
-_HINTS = {"/new": "begin anew", "/model NAME": "ask another model", "/help": "this", "/quit": "leave"}
+_HINTS = {
+    "/new": "begin anew", "/retry": "ask for the rest of an answer that failed", "/model NAME": "ask another model",
+    "/help": "this", "/quit": "leave",
+}  # fmt: skip
 
 
-def converse(url: str, token: str, model: str, system: str | None) -> int:
+def converse(url: str, token: str, model: str, system: str | None, tools: list[str]) -> int:
     """Chat until the person leaves or the input ends; the exit status. Raises Failure without a hub."""
     with Wire(url, token) as wire:
-        chat = Chat(wire, Paper(sys.stdout), model, system)
+        chat = Chat(wire, Paper(sys.stdout), model, system, tools)
         return chat.interact(url) if sys.stdin.isatty() else chat.read_prompts()
 
 
 class Chat:
     """One conversation. Its history is kept here and sent along with every question."""
 
-    def __init__(self, wire: Wire, paper: Paper, model: str, system: str | None) -> None:
+    def __init__(self, wire: Wire, paper: Paper, model: str, system: str | None, tools: list[str]) -> None:
+        """`tools` are names of tools that the workers have."""
         self._wire = wire
         self._paper = paper
         self._model = model
         self._system = system
+        self._tools = tools
         self._history: list[headrace.Message] = []
+        #: The turns whose answer failed last, and what a retry of it names.
+        self._failed: tuple[list[headrace.Message], dict[str, Any]] | None = None
         self._answer: Answer | None = None
         self._is_waiting = False  # for a prompt
         self._is_interrupted = False
@@ -89,9 +100,23 @@ class Chat:
     def ask(self, prompt: str) -> bool:
         """Ask, and show the answer as it comes. Whether there is one, complete; what is there is remembered."""
         self._history.append(headrace.Message(role="user", content=_clean(prompt)))
-        options: dict[str, Any] = {"model": self._model}
+        return self._ask()
+
+    def retry(self) -> bool:
+        """Ask the question again whose answer failed last; what is there of it is gone on with."""
+        if self._failed is None:
+            self._paper.line("nothing to retry: the last answer did not fail, or asking again is no use")
+            return False
+        self._history, retry_of = self._failed
+        return self._ask(retry_of=retry_of)
+
+    def _ask(self, **more: Any) -> bool:
+        asked = list(self._history)
+        options: dict[str, Any] = {"model": self._model, **more}
         if self._system:
             options["system"] = _clean(self._system)
+        if self._tools:
+            options["tools"] = self._tools
         answer = self._wire.ask(recent(self._history), **options)
         self._is_interrupted = False
         self._answer = answer
@@ -99,12 +124,13 @@ class Chat:
             error = self._show(answer)
         self._answer = None
         generation = answer.generation
-        text = generation.text_so_far if generation is not None else ""
-        if text:
-            self._history.append(headrace.Message(role="assistant", content=text))
-        else:
+        turns = turns_of(generation.fold, with_open_calls=False) if generation is not None else []
+        self._history += turns
+        if not turns:
             self._history.pop()
         self._paper.end_line()
+        if error is None and generation is not None and generation.tool_calls:
+            self._paper.line("(nobody here runs what the model called: --tool NAME offers a tool of the workers)")
         if not self._paper.is_terminal:
             print(flush=True)
         if error == CANCELLED and self._paper.is_terminal:
@@ -113,6 +139,11 @@ class Chat:
             print(f"\x1b[31m{error}\x1b[0m" if sys.stderr.isatty() else error, file=sys.stderr)
         if generation is not None and generation.stream is not None:
             self._paper.line(footer(generation))
+        self._failed = None
+        failure = generation.error if generation is not None else None
+        if isinstance(failure, headrace.GenerationFailed) and failure.retry_token is not None:
+            self._failed = asked, {"stream": failure.stream, "retry_token": failure.retry_token}
+            self._paper.line("(/retry asks for the rest)")
         return error is None
 
     def _show(self, answer: Answer) -> str | None:
@@ -121,6 +152,7 @@ class Chat:
         error: str | None = None
         paper.note("…" if self._wire.state == "online" else RECONNECTING)
         thinking = False
+        tools = ToolLines(paper)
         while (update := answer.updates.get()) is not None:
             if isinstance(update, headrace.Text):
                 if thinking:
@@ -130,11 +162,15 @@ class Chat:
             elif isinstance(update, headrace.Reasoning):
                 thinking = True
                 paper.write(update.text, dim=True)
+            elif isinstance(update, ToolEvent):
+                tools.show(update)
             elif isinstance(update, headrace.Done):
                 error = ending(update)
             elif isinstance(update, Exception):
                 error = str(update)
             else:
+                if isinstance(update, headrace.Reset | headrace.Restarted):
+                    tools = ToolLines(paper)
                 self._remark(update)
         return error
 
@@ -151,8 +187,6 @@ class Chat:
             where = f", {update.position} before it" if update.position else ""
             if update.state != "running":
                 paper.note(f"{update.state}{where} …")
-        elif isinstance(update, headrace.ToolCall):
-            paper.line(f"⚙ {update.name}")
         elif isinstance(update, headrace.Notice):
             paper.line(f"({_told(update)})")
         elif isinstance(update, headrace.Reset | headrace.Restarted):
@@ -185,7 +219,10 @@ class Chat:
             return False
         if name == "/new":
             self._history.clear()
+            self._failed = None
             self._paper.line("a new conversation")
+        elif name == "/retry":
+            self.retry()
         elif name == "/model" and value.strip():
             self._model = value.strip()
             self._paper.line(f"{self._model} from here on")
@@ -200,6 +237,8 @@ def _told(notice: headrace.Notice) -> str:
         return f"the provider broke off, {notice.provider} goes on"
     if notice.code == "retrying":
         return f"{notice.provider} broke off and is asked again"
+    if notice.code == "parameter_lowered":
+        return f"this model writes no more: {notice.parameter} is lowered"
     if notice.code == "parameter_dropped":
         return f"this model does not take {notice.parameter}: left out"
     return notice.code.replace("_", " ")
@@ -226,7 +265,7 @@ def recent(history: list[headrace.Message]) -> list[headrace.Message]:
     """The newest turns within HISTORY_BYTES, beginning with a person's; always the last one."""
     size, first = 0, len(history) - 1
     for index in range(len(history) - 1, -1, -1):
-        size += len(history[index].content.encode())
+        size += len(msgspec.json.encode(history[index]))
         if size > HISTORY_BYTES:
             break
         if history[index].role == "user":
@@ -241,7 +280,7 @@ def ending(done: headrace.Done) -> str | None:
     if done.status == "cancelled":
         return CANCELLED if done.stop_reason == "cancelled" else f"cancelled: {done.stop_reason}"
     if done.status == "truncated":
-        return f"cut off: {done.stop_reason}"
+        return f"cut off: {'too many rounds of tools' if done.stop_reason == 'tool_steps' else done.stop_reason}"
     reason = f"{done.error.code}: {done.error.message}" if done.error else done.stop_reason
     return f"the answer failed: {reason}"
 

@@ -137,6 +137,7 @@ def become(module: str, *arguments: str) -> None:
         ("headrace chat", "with the hub of `headrace dev`"),
         ("headrace chat --model scripted/story", "a long answer that needs no key"),
         ("headrace chat --system 'Be brief.'", "told to the model first"),
+        ("headrace chat --tool weather --tool search", "tools that the workers have"),
         ("echo 'Why is the sky blue?' | headrace chat", "one prompt a line, for scripts"),
     )
 )
@@ -145,6 +146,9 @@ def chat(
     token: Token = "",
     model: Annotated[str, typer.Option(help="fast, standard, premium, or provider/model.")] = "standard",
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    tool: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tool of the workers that the model may use; repeatable.")
+    ] = None,
 ) -> None:
     """Talk to a model in this terminal.
 
@@ -152,7 +156,7 @@ def chat(
     """
     from hub.cli.chat import converse
 
-    raise typer.Exit(converse(url, token, model, system))
+    raise typer.Exit(converse(url, token, model, system, tool or []))
 
 
 @app.command(

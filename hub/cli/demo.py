@@ -14,7 +14,7 @@ import headrace
 from hub.broker.embedded import AppendOnly, EmbeddedRedis, NoRedis, RedisDied, find_binary
 from hub.cli.children import Child
 from hub.cli.failure import Failure, one_line
-from hub.cli.keys import BASE_URL_VARIABLES, KEY_VARIABLES
+from hub.cli.keys import key_variables
 from hub.cli.stack import Stack, environment
 from hub.cli.stage import Stage, verdict
 from hub.cli.viewer import Viewer
@@ -52,9 +52,9 @@ def perform(
 
 def surroundings(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without anything that is meant for a real installation."""
-    foreign = {*BASE_URL_VARIABLES, *(name for names in KEY_VARIABLES.values() for name in names)}
+    foreign = key_variables()
     kept = {name: value for name, value in environ.items() if name not in foreign and not name.startswith("HEADRACE_")}
-    return {**kept, "HEADRACE_LEDGER": "off"}
+    return {**kept, "HEADRACE_LEDGER": "off", "HEADRACE_CONFIG": os.devnull}
 
 
 class Demo:

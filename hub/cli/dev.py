@@ -21,10 +21,11 @@ from hub.cli.children import Child
 from hub.cli.commands import LOCAL
 from hub.cli.failure import Failure, one_line
 from hub.cli.feed import Feed
-from hub.cli.keys import KEY_VARIABLES, providers
+from hub.cli.keys import catalog, providers
 from hub.cli.logline import render
 from hub.cli.settings import check_settings
 from hub.cli.stack import Stack, any_port, check_port, environment
+from workers.catalog import WrongCatalog
 
 _REDIS_S = 3.0
 _COLOURS = {"hub": "cyan", "worker": "magenta", "answer": "green"}
@@ -35,6 +36,10 @@ def develop(host: str, port: int, workers: int) -> None:
     """Run everything until a signal. Raises Failure when it cannot start, or when a part of it ends."""
     check_settings()
     check_port(host, port)
+    try:
+        catalog(os.environ)
+    except WrongCatalog as error:
+        raise Failure(str(error)) from None
     try:
         with resolve(os.environ) as redis:
             if os.environ.get("HEADRACE_REDIS_URL"):
@@ -169,13 +174,13 @@ def address(host: str, port: int) -> str:
 
 def _providers(environ: Mapping[str, str]) -> Text:
     text = Text()
-    for name, variable in providers(environ).items():
-        if variable:
+    for access in providers(environ, catalog(environ)):
+        if access.has_key:
             text.append("✓ ", "green")
-            text.append(f"{name} ({variable})\n")
+            text.append(f"{access}\n")
         else:
             text.append("· ", "yellow")
-            text.append(f"{name}: no key; set {KEY_VARIABLES[name][0]} and start again\n", "dim")
+            text.append(f"{access}; {access.advice} and start again\n", "dim")
     text.append("✓ ", "green")
     text.append("fallback and scripted, which need none")
     return text

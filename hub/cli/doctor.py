@@ -18,8 +18,9 @@ from rich.text import Text
 
 from hub.broker.embedded import OLDEST_VERSION, NoRedis, RedisDied, resolve
 from hub.cli.failure import Failure, one_line
-from hub.cli.keys import BASE_URL_VARIABLES, KEY_VARIABLES, providers
+from hub.cli.keys import catalog, catalog_file, providers
 from hub.cli.settings import wrong_settings
+from workers.catalog import Catalog, WrongCatalog, load
 
 Verdict = Literal["ok", "warn", "fail"]
 _STYLES: dict[Verdict, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -75,8 +76,7 @@ def checkup(environ: Mapping[str, str], port: int) -> Iterator[Check]:
     yield check_python()
     yield check_settings(wrong_settings())
     yield from check_redis(environ)
-    yield check_keys(environ)
-    yield from check_base_urls(environ)
+    yield from check_providers(environ)
     yield check_secret(environ)
     yield check_port(port)
     yield check_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -187,18 +187,38 @@ def judge_clock(ours: float, theirs: float) -> Check:
     return Check("clock", "ok", "in step with Redis")
 
 
-def check_keys(environ: Mapping[str, str]) -> Check:
-    """Names of variables, never what they hold."""
-    found = [f"{name} ({variable})" for name, variable in providers(environ).items() if variable]
-    missing = [names[0] for name, names in KEY_VARIABLES.items() if not providers(environ)[name]]
-    if not found:
-        advice = f"set {' or '.join(missing)} for the worker; until then a labelled fallback answers"
+def check_providers(environ: Mapping[str, str]) -> Iterator[Check]:
+    """As a worker started here would find them."""
+    path = catalog_file(environ)
+    try:
+        known = catalog(environ)
+    except WrongCatalog as error:
+        yield Check("catalog", "fail", str(error), "mend it: no worker starts with it")
+        return
+    own = [name for name in known.providers if name not in load(None).providers]
+    found = f"{path}, with {', '.join(own) or 'no provider'} of its own" if path else "the shipped one"
+    yield Check("catalog", "ok", found)
+    yield check_keys(environ, known)
+    yield from check_base_urls(environ, known)
+
+
+def check_keys(environ: Mapping[str, str], known: Catalog) -> Check:
+    """Names of variables, never what they hold. A provider that somebody added is meant to be asked."""
+    access = providers(environ, known)
+    missing = [each for each in access if not each.has_key]
+    if len(missing) == len(access):
+        names = " or ".join(each.variables[0] for each in missing)
+        advice = f"set {names} for the worker; until then a labelled fallback answers"
         return Check("provider keys", "warn", "none", advice)
-    return Check("provider keys", "ok", ", ".join(found))
+    advice = "; ".join(f"{each.advice} for {each.provider}" for each in missing)
+    verdict: Verdict = "ok" if all(each.is_shipped for each in missing) else "warn"
+    return Check("provider keys", verdict, ", ".join(str(each) for each in access), advice)
 
 
-def check_base_urls(environ: Mapping[str, str]) -> Iterator[Check]:
-    for variable in BASE_URL_VARIABLES:
+def check_base_urls(environ: Mapping[str, str], known: Catalog) -> Iterator[Check]:
+    for variable in dict.fromkeys(entry.base_url_variable for entry in known.providers.values()):
+        if variable is None:
+            continue
         value = environ.get(variable)
         if not value:
             continue

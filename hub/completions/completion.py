@@ -6,14 +6,17 @@ from typing import Any
 
 import msgspec
 
+from headrace.protocol.document import bare
 from hub.completions.reading import End, Reading, Reset
 
 
 class Completion:
     """Feeds on frames. Holds one answer: at most what a log holds. `end` is set when it is complete."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, is_document: bool = False) -> None:
+        """`is_document`: a schema was asked for, and a fence around the answer is none of it."""
         self.end: End | None = None
+        self._is_document = is_document
         self._reading = reading
         self._texts: list[str] = []
         self._reasoning: list[str] = []
@@ -48,6 +51,8 @@ class Completion:
         """To be asked once, when it ended well. `model` is what was asked for, `created` Unix time in seconds."""
         assert self.end is not None and self.end.problem is None
         text = "".join(self._texts)
+        if self._is_document:
+            text = bare(text)
         message: dict[str, Any] = {
             "role": "assistant",
             "content": text if text or not self._calls else None,

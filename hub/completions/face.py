@@ -155,7 +155,7 @@ async def _tell(viewer: Viewer, question: Question, reply: Reply) -> None:
 
 async def _complete(viewer: Viewer, question: Question, reply: Reply) -> None:
     """The whole answer at once: what the log folds to."""
-    completion = Completion(Reading(question.tools))
+    completion = Completion(Reading(question.tools), question.frame.schema is not None)
     while completion.end is None:
         for frame in await viewer.take():
             completion.feed(frame)

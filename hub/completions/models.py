@@ -6,25 +6,20 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
-from hub.admission import Choices
 from hub.completions.face import identify
 from hub.completions.problem import Problem
 from hub.completions.reply import Reply
+from hub.fleet import Fleet
 from hub.node import Node
 
 PATH: Final = "/v1/models"
 
 
-def listed(choices: Choices) -> list[dict[str, Any]]:
-    """The names that mean something on every hub. Concrete models are known to workers alone: they can be asked
-    for, and looked up one by one, and are not listed.
-    """
-    return [_model(name) for name in choices.tiers]
-
-
-def found(name: str, choices: Choices) -> dict[str, Any]:
-    """One that may be asked for. Raises Problem."""
-    if not choices.allows(name):
+async def found(name: str, fleet: Fleet) -> dict[str, Any]:
+    """One that may be asked for, listed or not: any model name passes through to its provider. Raises Problem."""
+    if not fleet.choices.allows(name):
+        await fleet.look()
+    if not fleet.choices.allows(name):
         raise Problem("unknown_model", "there is no such model on this hub", param="model")
     return _model(name)
 
@@ -41,11 +36,14 @@ class Models:
         self._node = node
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply, choices = Reply(send), self._node.choices
+        reply, fleet = Reply(send), self._node.fleet
         try:
             identify(self._node, dict(scope["headers"]))
             name = scope["path_params"].get("name")
-            value = {"object": "list", "data": listed(choices)} if name is None else found(name, choices)
+            if name is None:
+                value: dict[str, Any] = {"object": "list", "data": [_model(name) for name in fleet.models]}
+            else:
+                value = await found(name, fleet)
         except Problem as problem:
             await reply.fail(problem)
             return

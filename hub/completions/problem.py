@@ -37,6 +37,7 @@ STATUS: Final = {
     "provider_error": 502,
     "context_length_exceeded": 400,
     "content_blocked": 400,
+    "invalid_output": 502,
     "worker_lost": 503,
     "too_long": 400,
 }
@@ -47,8 +48,8 @@ _NAMES: Final = {
     "content_blocked": "content_filter",
     "budget_exceeded": "insufficient_quota",
 }
-#: A field that a message names.
-_FIELD = re.compile(r"`(\w+)`")
+#: A field that a message names, in quotes, or as the place that it begins with.
+_FIELD = re.compile(r"`(\w+)`|^((?:tools|messages)\[\d+\])")
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -79,7 +80,7 @@ class Problem(Exception):
         """What a verb answers with an `error` frame."""
         frame = rejected.frame()
         named = _FIELD.search(frame.message)
-        param = named[1] if named else "model" if frame.code == "unknown_model" else None
+        param = named[1] or named[2] if named else "model" if frame.code == "unknown_model" else None
         param = "response_format" if param == "schema" else param
         return cls.told(frame.code, frame.message, frame.retry, frame.after_ms, param)
 

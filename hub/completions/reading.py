@@ -14,7 +14,7 @@ from hub.completions.problem import Problem
 #: `finish_reason` by `done.stop_reason`.
 FINISH_REASONS: Final = {
     "stop": "stop",
-    "tool": "tool_calls",
+    "tool_calls": "tool_calls",
     "length": "length",
     "context": "length",
     "too_long": "length",

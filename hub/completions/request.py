@@ -10,6 +10,7 @@ import msgspec
 
 from headrace.protocol.codec import JSON, Fault
 from headrace.protocol.frames import Generate
+from headrace.protocol.tools import WrongTools, check_turns
 from hub.completions.problem import Problem
 from hub.completions.turns import Turn, generate_turns
 
@@ -30,12 +31,12 @@ NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "top_p": (None, 1),
     "reasoning_effort": (None,),
     "verbosity": (None,),
-    "parallel_tool_calls": (None, True),
 }
 #: Fields of `generate` that OpenAI's clients know by another name.
 _NAMES: Final = {"schema": "response_format", "request": "Idempotency-Key"}
 #: Nobody can come back to a request without a key: once its client is gone it is not kept for long.
 ABANDON_AFTER_MS: Final = 5000
+_MESSAGE = re.compile(r"messages\[(\d+)\]")
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`")
 
 
@@ -54,8 +55,10 @@ class _ChatRequest(msgspec.Struct):
     stop: str | list[str] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     fallbacks: list[str] | None = None
+    cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class Question:
 def read_request(body: bytes, key: str | None, new_key: str) -> Question:
     """Raises Problem. `key` is the client's own idempotency key, `new_key` stands in for it."""
     chat = _decode(body)
-    system, messages = generate_turns(chat.messages)
+    system, messages, places = generate_turns(chat.messages)
+    own_tools = _own_tools(chat)
     options: dict[str, Any] = {} if key is not None else {"abandon_after_ms": ABANDON_AFTER_MS}
     if chat.stream:
         options["on_worker_loss"] = "continue"  # what was shown cannot be taken back in this format
@@ -90,13 +94,19 @@ def read_request(body: bytes, key: str | None, new_key: str) -> Question:
         "tool_choice": chat.tool_choice if chat.tools else None,
         "schema": _schema(chat.response_format),
         "fallbacks": chat.fallbacks,
+        "cache": chat.cache,
         **options,
     }
+    frame = _frame({name: value for name, value in fields.items() if value is not None})
+    try:
+        check_turns(frame.messages)
+    except WrongTools as error:
+        raise _misplaced(str(error), places) from None
     return Question(
-        _frame({name: value for name, value in fields.items() if value is not None}),
+        frame,
         bool(chat.stream),
         bool(chat.stream and chat.stream_options and chat.stream_options.include_usage),
-        frozenset(_tool_names(chat.tools or [])),
+        own_tools,
     )
 
 
@@ -149,14 +159,35 @@ def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
     return schema
 
 
-def _tool_names(tools: list[dict[str, Any]]) -> list[str]:
+def _own_tools(chat: _ChatRequest) -> frozenset[str]:
+    """Names of the tools that the client runs itself. What else is wrong with them, the hub's own check says."""
     names = []
-    for index, tool in enumerate(tools):
-        function = tool.get("function")
+    for index, tool in enumerate(chat.tools or []):
+        kind, function = tool.get("type"), tool.get("function")
         name = function.get("name") if isinstance(function, dict) else None
-        if tool.get("type") != "function" or not isinstance(name, str):
+        if kind == "function" and isinstance(name, str):
+            names.append(name)
+        elif kind != "worker":
             raise Problem(
-                "unsupported", "a tool is {type: function, function: {name, parameters}}", param=f"tools[{index}]"
+                "unsupported",
+                "a tool is {type: function, function: {name, parameters}} or one of the workers': {type: worker, name}",
+                param=f"tools[{index}]",
             )
-        names.append(name)
-    return names
+    if chat.tools and chat.parallel_tool_calls is False:
+        raise Problem(
+            "unsupported",
+            "`parallel_tool_calls: false` is not available on this hub: a model may make several calls at once",
+            param="parallel_tool_calls",
+        )
+    return frozenset(names)
+
+
+def _misplaced(message: str, places: list[int]) -> Problem:
+    """With the index that the client knows a message by: its system messages are none of the hub's."""
+
+    def place(found: re.Match[str]) -> str:
+        return f"messages[{places[int(found[1])]}]"
+
+    message = _MESSAGE.sub(place, message)
+    found = _MESSAGE.search(message)
+    return Problem("invalid_request", message, param=found[0] if found else "messages")

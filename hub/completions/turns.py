@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from headrace.protocol.frames import Message
 from hub.completions.problem import Problem
 
 
@@ -23,10 +22,13 @@ class Turn(msgspec.Struct):
     function_call: Any = None
 
 
-def generate_turns(turns: list[Turn]) -> tuple[str | None, list[dict[str, Any]]]:
-    """(system, messages) of a `generate`. Raises Problem, which names the message that cannot be said."""
+def generate_turns(turns: list[Turn]) -> tuple[str | None, list[dict[str, Any]], list[int]]:
+    """(system, messages, index of each among `turns`) of a `generate`. Raises Problem, which names the message that
+    cannot be said.
+    """
     system: list[str] = []
     messages: list[dict[str, Any]] = []
+    places = [index for index, turn in enumerate(turns) if turn.role not in ("system", "developer")]
     for index, turn in enumerate(turns):
         where = f"messages[{index}]"
         text = _text(turn.content, where)
@@ -48,7 +50,7 @@ def generate_turns(turns: list[Turn]) -> tuple[str | None, list[dict[str, Any]]]
                 "role is one of system, developer, user, assistant, tool",
                 param=f"{where}.role",
             )
-    return "\n\n".join(system) or None, messages
+    return "\n\n".join(system) or None, messages, places
 
 
 def _text(content: str | list[dict[str, Any]] | None, where: str) -> str:
@@ -68,7 +70,6 @@ def _text(content: str | list[dict[str, Any]] | None, where: str) -> str:
 
 
 def _calls(tool_calls: list[dict[str, Any]], text: str, where: str) -> dict[str, Any]:
-    _needs("calls", where)
     calls = []
     for index, call in enumerate(tool_calls):
         function = call.get("function")
@@ -85,13 +86,6 @@ def _calls(tool_calls: list[dict[str, Any]], text: str, where: str) -> dict[str,
 
 
 def _result(turn: Turn, text: str, where: str) -> dict[str, Any]:
-    _needs("call", where)
     if not turn.tool_call_id:
         raise Problem("invalid_request", "a tool message has a tool_call_id", param=f"{where}.tool_call_id")
     return {"role": "tool", "call": turn.tool_call_id, "content": text}
-
-
-def _needs(field: str, where: str) -> None:
-    """What the wire's own messages cannot carry is refused: decoding would drop it without a word."""
-    if field not in Message.__struct_fields__:
-        raise Problem("unsupported", "tool calls and their results are not available on this hub", param=where)

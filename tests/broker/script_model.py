@@ -30,6 +30,7 @@ class Meta:
     cancel: int = 0
     shown: int = 0
     abandon: str | None = None
+    underway: str | None = None
 
     def is_for(self, user: str, may: int) -> bool:
         return user == self.user or may == 1
@@ -81,6 +82,7 @@ class StreamModel:
         return [
             b"OK", top + 1, meta.attempt, meta.runs_text, meta.cancel, meta.shown, meta.losses, meta.request,
             meta.options, meta.user.encode(), size, self._watchers(), (meta.abandon or "").encode(),
+            (meta.underway or "").encode(),
         ]  # fmt: skip
 
     def append(self, mark: str, first: int, shown: str, lease: int, done_ttl: int, *flat: bytes) -> Reply:
@@ -104,7 +106,7 @@ class StreamModel:
         elif shown == "r":
             meta.shown = 0
         if done_ttl:
-            meta.state, meta.owner, meta.is_leased = b"done", "", False
+            meta.state, meta.owner, meta.is_leased, meta.underway = b"done", "", False, None
             if shown != "k":
                 meta.request = None
             self._close(done_ttl)
@@ -164,6 +166,17 @@ class StreamModel:
         if meta.state == b"done":
             return [b"TERMINAL"]
         meta.owner, meta.is_leased = "", False
+        return [b"OK"]
+
+    def remember(self, mark: str, underway: str) -> Reply:
+        meta = self.meta
+        if meta is None:
+            return [b"GONE"]
+        if meta.mark != mark:
+            return [b"FENCED"]
+        if meta.state == b"done":
+            return [b"TERMINAL"]
+        meta.underway = underway or None
         return [b"OK"]
 
     def abandon(self, user: str, may: int, rule: str) -> Reply:

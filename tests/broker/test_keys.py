@@ -20,8 +20,13 @@ def slot(key: str) -> int:
 @pytest.mark.parametrize("org", NAMES)
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_all_keys_of_a_script_lie_in_one_slot(script: str, org: str) -> None:
-    if script == "reserve":  # its keys are the user's, not a stream's
-        names = [keys.request(org, "b}c:d", "k{}:ey"), keys.user_streams(org, "b}c:d")]
+    user = (org, "b}c:d")
+    of_users = {  # their keys are a user's, not a stream's
+        "reserve": [keys.request(*user, "k{}:ey"), keys.user_streams(*user)],
+        "prefetch": [keys.prefetched(*user), keys.prefetching(*user)],
+    }
+    if script in of_users:
+        names = of_users[script]
     else:
         key = keys.stream_key(org, "g_5Zk2mQ9xWb3TnL8r")
         names = [make(key) for make in keys.SCRIPT_KEYS[script]]
@@ -40,7 +45,7 @@ def test_lanes_share_a_slot_so_that_one_read_spans_them() -> None:
 
 
 def test_every_script_has_its_keys_named() -> None:
-    assert set(keys.SCRIPT_KEYS) | {"reserve"} == set(SCRIPTS)
+    assert set(keys.SCRIPT_KEYS) | {"reserve", "prefetch"} == set(SCRIPTS)
 
 
 @given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))

@@ -159,6 +159,28 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(hub_url: str) -> None:
         assert "Traceback" not in chatting.shown
 
 
+def test_an_answer_that_failed_is_gone_on_with_by_retry(hub_url: str) -> None:
+    with terminal(hub_url, "--model", "scripted/tokens=9,rate=0,fail_after=4,fault=idle") as chatting:
+        chatting.wait_for(PROMPT)
+        chatting.type("/retry\n")
+        chatting.wait_for("nothing to retry")
+        chatting.wait_for(PROMPT)
+        chatting.type("go\n")
+        chatting.wait_for("the answer failed")
+        chatting.wait_for("/retry asks for the rest")
+        chatting.wait_for(PROMPT)
+        chatting.type("/model scripted/tokens=9,rate=0\n")
+        chatting.wait_for(PROMPT)
+        chatting.type("/retry\n")
+        assert "0000 0001 0002 0003 0004 0005 0006 0007 0008" in chatting.wait_for(r"g_\w{16}")
+        chatting.wait_for(PROMPT)
+        chatting.type("/retry\n")
+        chatting.wait_for("nothing to retry")
+        chatting.wait_for(PROMPT)
+        chatting.type(CTRL_D)
+        assert chatting.end() == 0
+
+
 def message(role: str, size: int) -> headrace.Message:
     return headrace.Message(role=role, content="x" * size)  # type: ignore[arg-type]
 

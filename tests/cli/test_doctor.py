@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from pathlib import Path
 
 import pytest
 
 from hub.broker.embedded import EmbeddedRedis
 from hub.cli import doctor
-from hub.cli.keys import KEY_VARIABLES
+from hub.cli.demo import surroundings
 from tests.cli.command import environment, run
-from workers.providers import registry
 
 
 def test_a_machine_without_settings_is_ready_to_run() -> None:
@@ -78,5 +79,42 @@ def test_a_check_judges(check: doctor.Check, verdict: str) -> None:
     assert (check.verdict == "ok") or check.advice
 
 
-def test_the_names_of_keys_are_those_that_workers_look_at() -> None:
-    assert KEY_VARIABLES == registry.KEY_VARIABLES
+OWN = """
+[providers.local]
+format = "openai"
+base_url = "http://127.0.0.1:11434/v1"
+
+[providers.cloud]
+format = "openai"
+base_url = "https://cloud.example/v1"
+base_url_variable = "CLOUD_URL"
+key = ["CLOUD_KEY"]
+"""
+
+
+def test_providers_of_a_headrace_toml_are_looked_at_as_a_worker_does(tmp_path: Path) -> None:
+    (tmp_path / "headrace.toml").write_text(OWN)
+    done = run("doctor", environ=environment(CLOUD_URL="nonsense"), cwd=tmp_path)
+    assert "headrace.toml, with local, cloud of its own" in done.stdout
+    assert "local (needs no key)" in done.stdout and "set CLOUD_KEY for cloud" in done.stdout
+    assert "CLOUD_URL is no address" in done.stdout
+    done = run("doctor", environ=environment(CLOUD_KEY="sk-verysecret"), cwd=tmp_path)
+    assert done.returncode == 0 and "cloud (CLOUD_KEY)" in done.stdout and "verysecret" not in done.stdout
+
+
+def test_a_headrace_toml_that_no_worker_would_take_is_shown_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.toml"
+    path.write_text('[providers.local]\nformat = "openai"\nbase_url = "localhost:11434"\n')
+    for command in (["doctor"], ["dev", "--port", "0"]):
+        done = run(*command, environ=environment(HEADRACE_CONFIG=str(path)))
+        assert done.returncode == 1
+        said = " ".join((done.stdout + done.stderr).split())
+        assert "elsewhere.toml:3: providers.local.base_url must begin with http:// or https://" in said
+
+
+def test_the_demonstration_takes_nobody_s_key_and_nobody_s_catalog() -> None:
+    kept = surroundings({
+        "ANTHROPIC_API_KEY": "a", "ANTHROPIC_AUTH_TOKEN": "b", "OPENAI_API_KEY": "c", "OPENAI_BASE_URL": "d",
+        "ANTHROPIC_BASE_URL": "e", "HEADRACE_CONFIG": "f", "PATH": "/bin",
+    })  # fmt: skip
+    assert kept == {"PATH": "/bin", "HEADRACE_LEDGER": "off", "HEADRACE_CONFIG": os.devnull}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from pathlib import Path
@@ -46,10 +47,8 @@ async def test_a_recording_plays_the_answer_and_proves_it(hub_url: str, tmp_path
 
 async def test_an_answer_is_recorded_while_it_is_given(hub_url: str, tmp_path: Path) -> None:
     async with headrace.connect(hub_url) as client:
-        generation = client.generate("hello", model="scripted/tokens=30,rate=30")
+        generation = client.generate("hello", model="scripted/tokens=120,rate=30")
         stream = await generation.accepted()
-        import asyncio
-
         recorded = await asyncio.to_thread(run, "record", stream, "--url", hub_url, "--out", str(tmp_path / "live"))
         assert recorded.returncode == 0, recorded.stderr
         done = await generation.done()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import sys
@@ -12,6 +13,8 @@ import pytest
 from tests.clients.log_hub import LogHub
 from tests.clients.model_hub import Log
 from tests.clients.scripted_hub import ScriptedHub
+from tests.installation import RunningHub, token
+from workers.worker import Worker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -42,6 +45,20 @@ async def test_an_answer_is_printed(name: str) -> None:
     async with ScriptedHub(model.script()) as hub:
         assert await run(name, hub.url, HEADRACE_TOKEN="t") == "Because of the air.\n"
         assert hub.peers[0].messages[0][0]["token"] == "t"
+
+
+async def test_a_model_calls_a_function_of_the_program(hub: RunningHub, worker: Worker) -> None:
+    environ = {"HEADRACE_TOKEN": token(), "HEADRACE_MODEL": "scripted/tool=weather,rate=0"}
+    result = '{"city":"Do I need a coat in Oslo?","days":1,"sky":"blue","celsius":-4}'
+    assert await run("tools_10_lines.py", hub.url, **environ) == f"[{result}]\nThe result is: {result}\n"
+
+
+async def test_a_value_grows_until_it_is_an_object(hub: RunningHub, worker: Worker) -> None:
+    environ = {"HEADRACE_TOKEN": token(), "HEADRACE_MODEL": "scripted/json=1,rate=100"}
+    *snapshots, last = (await run("structured_output.py", hub.url, **environ)).splitlines()
+    assert last == "title: place, place"
+    assert ast.literal_eval(snapshots[-1]) == {"title": "title", "stops": [{"place": "place", "hours": 1}] * 2}
+    assert len(snapshots) > 3 and all(isinstance(ast.literal_eval(snapshot), dict) for snapshot in snapshots)
 
 
 async def test_an_app_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 from headrace import (
     Citation,
     Done,
+    Event,
     Fold,
     Live,
     Reasoning,
@@ -104,3 +105,44 @@ def test_half_a_character_makes_a_wrong_digest_and_no_crash() -> None:
     fold = Fold()
     fold.add(Text("\ud83c"))
     assert fold.verify(done_for("🌤")) is False
+
+
+def test_a_step_begins_with_what_is_said_or_called_after_a_result() -> None:
+    fold = Fold()
+
+    def told(*events: Event) -> tuple[list[int], list[int]]:
+        for event in events:
+            fold.add(event)
+        return fold.steps, [use.step for use in fold.tools.values()]
+
+    assert told(Text("a"), ToolCall("t1", "x"), ToolCall("t2", "x"), ToolResult("t1", "1")) == ([], [0, 0])
+    assert told(ToolResult("t2", "2"), Text("é"), ToolCall("t3", "x"), Text("c")) == ([1], [0, 0, 1])
+    assert told(ToolResult("t3", "3"), ToolCall("t4", "x")) == ([1, 3], [0, 0, 1, 2])
+    assert told(ToolResult("t4", "4"), Reset("failover"), Text("anew"), ToolCall("t1", "x")) == ([], [0])
+
+
+def test_arguments_that_came_in_pieces_alone_are_parsed_from_them() -> None:
+    fold = Fold()
+    for call, pieces in (("t1", ['{"q":', " [1]}"]), ("t2", ["nonsense"]), ("t3", ["[" * 100_000])):
+        fold.add(ToolCall(call, "x"))
+        for piece in pieces:
+            fold.add(ToolInput(call, piece))
+        assert not fold.tools[call].ready
+        fold.add(ToolReady(call))
+    assert [(use.input, use.ready) for use in fold.tools.values()] == [({"q": [1]}, True), (None, True), (None, True)]
+
+
+def test_the_last_text_is_that_of_the_last_step() -> None:
+    fold = Fold()
+    assert fold.last_text == ""
+    for event, last in (
+        (Text("I look."), "I look."),
+        (ToolCall("t1", "look"), "I look."),
+        (ToolResult("t1", "42"), ""),
+        (Text("It is "), "It is "),
+        (Text("42."), "It is 42."),
+        (Reset("failover"), ""),
+        (Text("No."), "No."),
+    ):
+        fold.add(event)
+        assert fold.last_text == last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
@@ -115,6 +116,34 @@ async def test_a_bad_end_is_an_event_to_who_iterates_and_an_error_to_who_wants_t
     with pytest.raises(error) as raised:
         await scene.generation.text()
     assert raised.value.text == "half"
+
+
+async def test_a_retry_asks_the_same_with_the_token_of_the_failure() -> None:
+    scene = Scene(model="fast", system="Be brief.").accept()
+    with pytest.raises(headrace.InvalidRequest, match="nothing to retry: this generation is queued"):
+        scene.generation.retry()
+    failed = {"code": "provider_error", "message": "it broke", "retry": "backoff"}
+    done = {"status": "failed", "stop_reason": "error", "error": failed, "retry_token": "q8"}
+    scene.receive(entry(1, "done", **done, text_bytes=0, text_sha256=sha256("")))
+    await scene.generation.done()
+    again = scene.generation.retry(model="premium")
+    asked = await scene.said()
+    assert again is not scene.generation and asked["retry_of"] == {"stream": "g_1", "retry_token": "q8"}
+    assert (asked["model"], asked["system"]) == ("premium", "Be brief.")
+    assert asked["messages"] == scene.asked["messages"] and asked["request"] != scene.asked["request"]
+
+
+async def test_what_somebody_else_asked_cannot_be_asked_again() -> None:
+    shell = Shell(headrace.connect("ws://model"))
+    shell.open()
+    generation = shell.client.attach("g_1")
+    shell.receive(attached(shell.sent()[-1]["id"]))
+    failed = {"code": "provider_error", "message": "it broke", "retry": "backoff"}
+    done = {"status": "failed", "stop_reason": "error", "error": failed, "retry_token": "q8"}
+    shell.receive(entry(1, "done", **done, text_bytes=0, text_sha256=sha256("")))
+    await generation.done()
+    with pytest.raises(headrace.InvalidRequest, match="is not known here"):
+        generation.retry()
 
 
 async def test_an_end_that_cannot_be_read_is_no_end_to_wait_for() -> None:
@@ -268,3 +297,24 @@ async def test_the_end_of_the_client_ends_what_is_watched_and_what_was_read_stan
     assert await anext(scene.generation) == headrace.Text("a")
     with pytest.raises(headrace.ConnectionFailed, match="over"):
         await anext(scene.generation)
+
+
+async def test_calls_are_told_as_turns_once_the_answer_ended_for_their_sake() -> None:
+    scene = Scene().accept()
+    generation = scene.generation
+    scene.receive(
+        delta(1, "Hm."),
+        entry(2, "tool_call", call="t1", name="look"),
+        entry(3, "tool_ready", call="t1", input={"q": 1}),
+        entry(4, "done", status="completed", stop_reason="tool_calls", text_bytes=3, text_sha256=sha256("Hm.")),
+    )
+    for _ in range(3):
+        await anext(generation)
+    assert [(use.call, use.name, use.input) for use in generation.tool_calls] == [("t1", "look", {"q": 1})]
+    assert generation.turns() == [headrace.Message("assistant", "Hm.")]
+    await generation.done()
+    assert generation.turns() == [headrace.Message("assistant", "Hm.", [headrace.Call("t1", "look", {"q": 1})])]
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

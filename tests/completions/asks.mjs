@@ -42,6 +42,25 @@ const gathered = await client.chat.completions
   .finalChatCompletion();
 heard.calls = gathered.choices[0].message.tool_calls.map((call) => call.function.arguments);
 
+// OpenAI's own loop: it runs the function, sends the result back, and asks again.
+const runner = client.chat.completions.runTools({
+  model: "scripted/tool=look,rate=0",
+  stream: true,
+  messages: [{ role: "user", content: "Oslo" }],
+  tools: [
+    {
+      type: "function",
+      function: {
+        name: "look",
+        parse: JSON.parse,
+        function: ({ at }) => `the sky over ${at}`,
+        parameters: { type: "object", properties: { at: { type: "string" } }, required: ["at"] },
+      },
+    },
+  ],
+});
+heard.looped = { text: await runner.finalContent(), roles: runner.messages.map((message) => message.role) };
+
 heard.unknown = await failure(() => create("gpt-4o"));
 heard.limited = await failure(() => create("scripted/rate=0,fail_after=0,code=provider_rate_limited"));
 heard.partial = "";

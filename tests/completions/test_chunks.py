@@ -138,7 +138,7 @@ def test_a_keep_alive_is_an_empty_delta_of_whoever_was_asked() -> None:
     [
         ("stop", "completed", "stop"),
         ("something_new", "completed", "stop"),
-        ("tool", "completed", "tool_calls"),
+        ("tool_calls", "completed", "tool_calls"),
         ("refusal", "completed", "content_filter"),
         ("filter", "failed", "content_filter"),
         ("length", "truncated", "length"),
@@ -184,12 +184,12 @@ def tool_deltas(events: list[Any]) -> list[Any]:
 
 
 def test_a_call_of_the_clients_own_tool_is_told_as_it_is_made() -> None:
-    assert tool_deltas(told(*CALL, done("tool"), tools=["look"])) == [
+    assert tool_deltas(told(*CALL, done("tool_calls"), tools=["look"])) == [
         {"index": 0, "id": "t1", "type": "function", "function": {"name": "look", "arguments": ""}},
         {"index": 0, "function": {"arguments": '{"a":'}},
         {"index": 0, "function": {"arguments": " 1}"}},
     ]
-    message = completed(*CALL, done("tool"), tools=["look"])["choices"][0]["message"]
+    message = completed(*CALL, done("tool_calls"), tools=["look"])["choices"][0]["message"]
     assert message["content"] is None
     assert message["tool_calls"] == [
         {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
@@ -203,7 +203,7 @@ def test_arguments_that_came_whole_are_told_whole() -> None:
             entry("tool_ready", call="t1", input={"a": 1}),
             entry("tool_call", call="t2", name="look"),
             entry("tool_ready", call="t2", input={}),
-            done("tool"),
+            done("tool_calls"),
             tools=["look"],
         )
     )
@@ -216,18 +216,18 @@ def test_a_tool_that_the_worker_ran_is_no_business_of_the_client() -> None:
     frames = (*CALL, entry("tool_result", call="t1", output="42"), text("It is 42."), done())
     assert tool_deltas(told(*frames)) == []
     assert "tool_calls" not in completed(*frames)["choices"][0]["message"]
-    then = (*frames[:-1], entry("tool_call", call="t2", name="ask"), done("tool"))
+    then = (*frames[:-1], entry("tool_call", call="t2", name="ask"), done("tool_calls"))
     assert [delta["id"] for delta in tool_deltas(told(*then))] == ["t2"]
 
 
 def test_a_call_that_waited_for_a_result_in_vain_is_told_at_the_end() -> None:
-    [delta] = tool_deltas(told(*CALL, done("tool")))
+    [delta] = tool_deltas(told(*CALL, done("tool_calls")))
     assert delta["function"] == {"name": "look", "arguments": '{"a": 1}'}
     assert tool_deltas(told(*CALL, done())) == []
 
 
 def test_calls_before_a_reset_are_void() -> None:
-    frames = (*CALL, entry("reset", reason="failover"), entry("tool_call", call="t9", name="look"), done("tool"))
+    frames = (*CALL, entry("reset", reason="failover"), entry("tool_call", call="t9", name="look"), done("tool_calls"))
     [delta] = tool_deltas(told(*frames, tools=["look"]))
     assert (delta["index"], delta["id"]) == (0, "t9")
     assert [call["id"] for call in completed(*frames, tools=["look"])["choices"][0]["message"]["tool_calls"]] == ["t9"]

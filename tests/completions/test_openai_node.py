@@ -51,6 +51,8 @@ async def test_the_client_for_node_reads_everything(
     assert streamed["stream"] == streamed["id"]
     assert streamed["silent"] >= 1, "an event that keeps the connection alive"
     assert heard["calls"] == ['{"number": 1}', '{"number": 2}']
+    roles = ["user", "assistant", "tool", "assistant"]
+    assert heard["looped"] == {"text": "The result is: the sky over Oslo", "roles": roles}
     assert heard["unknown"] == {"kind": "NotFoundError", "status": 404, "code": "model_not_found"}
     assert heard["limited"] == {"kind": "RateLimitError", "status": 429, "code": "provider_rate_limited"}
     assert heard["partial"] == "0000 0001 "

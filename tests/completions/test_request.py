@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from headrace.protocol.body import Body
+from headrace.protocol.frames import Call, Message
 from hub.completions.problem import Problem
 from hub.completions.request import NEUTRAL, read_request
 
@@ -43,6 +44,7 @@ def test_what_changes_the_answer_is_in_the_body_that_makes_requests_equal() -> N
         tool_choice="required",
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}},
         fallbacks=["openai/gpt-6-luna"],
+        cache="use",
         stream=True,
         stream_options={"include_usage": True},
         user="u-1",
@@ -69,6 +71,7 @@ def test_what_changes_the_answer_is_in_the_body_that_makes_requests_equal() -> N
         schema=schema,
     )
     assert (question.streams, question.include_usage, question.tools) == (True, True, {"look"})
+    assert question.frame.cache == "use"
 
 
 def test_a_request_without_a_key_gets_one_and_is_not_kept_for_anybody_to_come_back() -> None:
@@ -86,6 +89,65 @@ def test_only_what_is_shown_as_it_comes_goes_on_where_a_lost_worker_stopped() ->
 def test_tools_that_are_not_there_are_not_chosen_among() -> None:
     frame = read(tools=[], tool_choice="auto").frame
     assert (frame.tools, frame.tool_choice) == (None, None)
+
+
+CALLS: Any = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}},
+        {"id": "t2", "type": "function", "function": {"name": "look", "arguments": ""}},
+    ],
+}
+RESULTS: Any = [
+    {
+        "role": "tool",
+        "tool_call_id": "t2",
+        "content": [{"type": "text", "text": "no"}, {"type": "text", "text": "thing"}],
+    },
+    {"role": "tool", "tool_call_id": "t1", "content": ""},
+]
+
+
+def test_calls_and_their_results_are_the_turns_that_they_are_on_a_socket() -> None:
+    assert Body.of(read(messages=[*HELLO, CALLS, *RESULTS]).frame).messages == [
+        Message("user", "Hello?"),
+        Message("assistant", calls=[Call("t1", "look", {"at": 1}), Call("t2", "look", {})]),
+        Message("tool", "nothing", call="t2"),
+        Message("tool", "", call="t1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([*HELLO, CALLS, RESULTS[0]], "messages"),
+        ([*HELLO, CALLS, RESULTS[0], *HELLO], "messages[4]"),
+        ([*HELLO, RESULTS[0]], "messages[2]"),
+        ([*HELLO, CALLS, *RESULTS, RESULTS[0]], "messages[5]"),
+    ],
+)
+def test_a_result_that_is_missing_or_nobody_asked_for_is_named_as_the_client_counts(messages: Any, param: str) -> None:
+    problem = refused(messages=[{"role": "system", "content": "Be brief."}, *messages])
+    assert (problem.status, problem.param) == (400, param)
+    if param != "messages":
+        assert problem.message.startswith(param)
+
+
+def test_a_tool_of_the_workers_is_named_and_not_the_clients() -> None:
+    own = {"type": "function", "function": {"name": "look"}}
+    question = read(tools=[own, {"type": "worker", "name": "search"}])
+    assert question.frame.tools == [own, {"type": "worker", "name": "search"}]
+    assert question.tools == {"look"}
+
+
+def test_calls_one_by_one_cannot_be_promised() -> None:
+    tools = [{"type": "worker", "name": "search"}]
+    problem = refused(tools=tools, parallel_tool_calls=False)
+    assert (problem.status, problem.code, problem.param) == (400, "unsupported", "parallel_tool_calls")
+    for harmless in (None, True):
+        read(tools=tools, parallel_tool_calls=harmless)
+    read(parallel_tool_calls=False)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +191,24 @@ def test_a_field_that_would_change_the_answer_is_refused_and_its_default_is_not(
         ({"stream_options": []}, "stream_options"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0]"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
+        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls[0]"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+        ),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"a": 2**70}}}]}, None),
         ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
         ({"fallbacks": "openai/x"}, "fallbacks"),
+        ({"cache": "always"}, "cache"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_named(fields: dict[str, Any], param: str | None) -> None:

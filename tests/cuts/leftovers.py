@@ -8,9 +8,9 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from hub.broker import keys
+from hub.broker.keys import ALL_LANES
 from hub.broker.lanes import GROUP
 from tests.installation import RunningHub
-from workers.intake import ALL_LANES
 from workers.worker import Worker
 
 

@@ -66,11 +66,7 @@ def error_body(status: int, fields: Mapping[str, Any]) -> bytes:
 
 def check(headers: Mapping[str, str], body: dict[str, Any]) -> None:
     """Raises Refusal as the API would."""
-    key = headers.get("authorization", "").removeprefix("Bearer ")
-    if not key:
-        raise Refusal(401, "You didn't provide an API key.")
-    if key.startswith("invalid"):
-        raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+    check_key(headers)
     for name in body.keys() - FIELDS:
         raise Refusal(400, f"Unrecognized request argument supplied: {name}")
     if not body.get("model"):
@@ -80,7 +76,7 @@ def check(headers: Mapping[str, str], body: dict[str, Any]) -> None:
         raise Refusal(400, message, param="messages", code="missing_required_parameter")
     if body.get("stream") is not True:
         raise Refusal(400, "this fake only streams")
-    _check_model(body)
+    check_model(body)
     _check_messages(body["messages"])
     for name in body.get("stream_options", {}).keys() - {"include_usage", "include_obfuscation"}:
         raise Refusal(400, f"Unknown parameter: 'stream_options.{name}'.", code="unknown_parameter")
@@ -90,12 +86,54 @@ def check(headers: Mapping[str, str], body: dict[str, Any]) -> None:
         if tool.get("type") == "function" and "name" not in tool.get("function", {}):
             param = f"tools[{index}].function"
             raise Refusal(400, f"Missing required parameter: '{param}'.", param=param)
+    if "response_format" in body:
+        check_format(body["response_format"], body["response_format"].get("json_schema", {}), "response_format")
     choice = body.get("tool_choice", "auto")
     if choice not in ("auto", "none", "required") and not isinstance(choice, dict):
         raise Refusal(400, f"Invalid value: {choice!r}.", param="tool_choice", code="invalid_value")
 
 
-def _check_model(body: dict[str, Any]) -> None:
+def check_format(form: dict[str, Any], described: dict[str, Any], param: str) -> None:
+    """What is asked for as a format, and where its schema is described."""
+    if form.get("type") not in ("text", "json_object", "json_schema"):
+        raise Refusal(400, f"Invalid value: {form.get('type')!r}.", param=f"{param}.type", code="invalid_value")
+    if form["type"] == "json_schema":
+        for name in {"name", "schema"} - described.keys():
+            raise Refusal(400, f"Missing required parameter: '{param}.{name}'.", code="missing_required_parameter")
+        schema = described["schema"]
+        if schema.get("type") != "object" or "properties" not in schema:
+            raise Refusal(400, f"Invalid schema for {param}: schema must be an object with properties.", param=param)
+        if described.get("strict"):
+            _check_strict(schema, param)
+
+
+def _check_strict(schema: Any, param: str) -> None:
+    if isinstance(schema, list):
+        for each in schema:
+            _check_strict(each, param)
+    if not isinstance(schema, dict):
+        return
+    is_object = schema.get("type") == "object"
+    if is_object and schema.get("additionalProperties") is not False:
+        raise Refusal(400, f"Invalid schema for {param}: 'additionalProperties' must be false.", param=param)
+    if is_object and set(schema.get("required", ())) != schema["properties"].keys():
+        raise Refusal(400, f"Invalid schema for {param}: 'required' must include every key.", param=param)
+    for name in schema.keys() & {"allOf", "oneOf", "not", "if", "patternProperties", "minLength", "default"}:
+        if isinstance(schema.get("type"), str):
+            raise Refusal(400, f"Invalid schema for {param}: '{name}' is not permitted.", param=param)
+    for each in schema.values():
+        _check_strict(each, param)
+
+
+def check_key(headers: Mapping[str, str]) -> None:
+    key = headers.get("authorization", "").removeprefix("Bearer ")
+    if not key:
+        raise Refusal(401, "You didn't provide an API key.")
+    if key.startswith("invalid"):
+        raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+
+
+def check_model(body: dict[str, Any]) -> None:
     model = str(body["model"])
     if not model.startswith(("gpt-", "o1", "o3", "fake-")):
         message = f"The model `{model}` does not exist or you do not have access to it."
@@ -112,8 +150,32 @@ def _check_messages(messages: Any) -> None:
         role = message.get("role")
         if role not in _ROLES:
             raise Refusal(400, f"Invalid value: {role!r}.", param=f"messages[{index}].role", code="invalid_value")
-        if not isinstance(message.get("content"), str | list):
+        is_call = role == "assistant" and "tool_calls" in message and message.get("content") is None
+        if not is_call and not isinstance(message.get("content"), str | list):
             raise Refusal(400, "Invalid type.", param=f"messages[{index}].content", code="invalid_type")
+    _check_tool_turns(messages)
+
+
+def _check_tool_turns(messages: list[dict[str, Any]]) -> None:
+    """Each call is answered by one `tool` message, right after the message that made it."""
+    asked: list[str] = []
+    for index, message in enumerate(messages):
+        if message["role"] == "tool":
+            if message.get("tool_call_id") not in asked:
+                text = "messages with role 'tool' must be a response to a preceding message with 'tool_calls'."
+                raise Refusal(400, text, param=f"messages[{index}].role")
+            asked.remove(message["tool_call_id"])
+            continue
+        if asked:
+            text = f"An assistant message with 'tool_calls' must be followed by tool messages: {asked}"
+            raise Refusal(400, text, param=f"messages[{index}]")
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", {})
+            if call.get("type") != "function" or not isinstance(function.get("arguments"), str) or not function["name"]:
+                raise Refusal(400, "Invalid tool call.", param=f"messages[{index}].tool_calls")
+            asked.append(call["id"])
+    if asked:
+        raise Refusal(400, f"An assistant message with 'tool_calls' must be followed by tool messages: {asked}")
 
 
 class CompletionsFormat:

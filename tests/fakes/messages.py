@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,14 @@ FIELDS = frozenset(
         "top_k",
     }
 )
+
+#: Fields of the blocks that may stand in a message, by the role of its author.
+_BLOCKS = {
+    ("text", "user"): {"text"},
+    ("text", "assistant"): {"text"},
+    ("tool_use", "assistant"): {"id", "name", "input"},
+    ("tool_result", "user"): {"tool_use_id", "content", "is_error"},
+}
 
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -82,6 +91,8 @@ def check(headers: Mapping[str, str], body: dict[str, Any]) -> None:
         raise Refusal(400, "stream: this fake only streams")
     _check_model(body)
     _check_messages(body["messages"], body["model"])
+    if "tools" not in body and any(_blocks(message, "tool_use") for message in body["messages"]):
+        raise Refusal(400, "tools: must be defined for messages with tool_use blocks")
     if not isinstance(body["max_tokens"], int) or body["max_tokens"] < 1:
         raise Refusal(400, "max_tokens: must be greater than or equal to 1")
     if not isinstance(body.get("system", ""), str | list):
@@ -89,8 +100,34 @@ def check(headers: Mapping[str, str], body: dict[str, Any]) -> None:
     for index, tool in enumerate(body.get("tools", [])):
         if tool.get("type", "custom") == "custom" and not {"name", "input_schema"} <= tool.keys():
             raise Refusal(400, f"tools.{index}.custom.input_schema: Field required")
+    form = body.get("output_config", {}).get("format")
+    if form is not None:
+        if form.get("type") != "json_schema":
+            raise Refusal(400, "output_config.format.type: Input should be 'json_schema'")
+        _check_schema(form["schema"])
     if body.get("tool_choice", {"type": "auto"}).get("type") not in ("auto", "any", "none", "tool"):
         raise Refusal(400, "tool_choice: Input tag does not match any of the expected tags")
+
+
+_UNSUPPORTED = frozenset(
+    {"minimum", "maximum", "multipleOf", "minLength", "maxLength", "maxItems", "oneOf", "patternProperties", "not"}
+)
+
+
+def _check_schema(schema: Any) -> None:
+    """Closed objects, and few keywords."""
+    if isinstance(schema, list):
+        for each in schema:
+            _check_schema(each)
+    if not isinstance(schema, dict):
+        return
+    kind = schema.get("type")
+    if kind == "object" and schema.get("additionalProperties") is not False:
+        raise Refusal(400, "output_config.format.schema: For 'object' type, 'additionalProperties' must be false")
+    for name in schema.keys() & _UNSUPPORTED if isinstance(kind, str) else ():
+        raise Refusal(400, f"output_config.format.schema: For '{kind}' type, property '{name}' is not supported")
+    for each in schema.values():
+        _check_schema(each)
 
 
 def _check_model(body: dict[str, Any]) -> None:
@@ -116,11 +153,55 @@ def _check_messages(messages: Any, model: str) -> None:
             raise Refusal(400, f"messages: Unexpected role {message['role']!r}")
         if not message["content"]:
             raise Refusal(400, f"messages.{index}: all messages must have non-empty content")
+    _check_tool_turns(messages)
     if messages[-1]["role"] != "user":
         if "-4-5" not in model:
             raise Refusal(400, "This model does not support assistant message prefill.")
         if last_prompt(messages) != last_prompt(messages).rstrip():
             raise Refusal(400, "messages: final assistant content cannot end with trailing whitespace")
+
+
+def _check_tool_turns(messages: Sequence[dict[str, Any]]) -> None:
+    """Each `tool_use` has its `tool_result` in the next message, before anything else, and no other is there."""
+    asked: list[str] = []
+    for index, message in enumerate(messages):
+        _check_blocks(index, message)
+        answered = [block["tool_use_id"] for block in _blocks(message, "tool_result")]
+        for call in answered:
+            if call not in asked:
+                raise Refusal(400, f"messages.{index}: unexpected `tool_use_id` found in `tool_result` blocks: {call}")
+        if sorted(answered) != sorted(asked):
+            raise Refusal(400, f"messages.{index}: `tool_use` ids were found without `tool_result` blocks: {asked}")
+        kinds = [block["type"] for block in _blocks(message)]
+        if "tool_result" in kinds[kinds.count("tool_result") :]:
+            raise Refusal(400, f"messages.{index}: `tool_result` blocks must come first")
+        asked = [block["id"] for block in _blocks(message, "tool_use")]
+        if len(set(asked)) < len(asked):
+            raise Refusal(400, f"messages.{index}: `tool_use` ids must be unique")
+    if asked:
+        raise Refusal(400, f"messages: `tool_use` ids were found without `tool_result` blocks: {asked}")
+
+
+def _check_blocks(index: int, message: dict[str, Any]) -> None:
+    for number, block in enumerate(_blocks(message)):
+        at = f"messages.{index}.content.{number}"
+        if (block["type"], message["role"]) not in _BLOCKS:
+            raise Refusal(400, f"{at}: `{block['type']}` blocks are not permitted in {message['role']} messages")
+        if block.keys() - _BLOCKS[block["type"], message["role"]] - {"type"}:
+            raise Refusal(400, f"{at}: Extra inputs are not permitted")
+        if block["type"] == "text" and not block["text"].strip():
+            raise Refusal(400, "messages: text content blocks must contain non-whitespace text")
+        if block["type"] == "tool_use" and not isinstance(block["input"], dict):
+            raise Refusal(400, f"{at}.tool_use.input: Input should be a valid dictionary")
+        if block["type"] == "tool_use" and not re.fullmatch(r"[a-zA-Z0-9_-]+", block["id"]):
+            raise Refusal(400, f"{at}.tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'")
+        if block["type"] == "tool_use" and not re.fullmatch(r"[a-zA-Z0-9_-]{1,200}", block["name"]):
+            raise Refusal(400, f"{at}.tool_use.name: String should match pattern '^[a-zA-Z0-9_-]{{1,200}}$'")
+
+
+def _blocks(message: dict[str, Any], kind: str = "") -> list[dict[str, Any]]:
+    content = message["content"]
+    return [block for block in content if kind in ("", block["type"])] if isinstance(content, list) else []
 
 
 def quoted(text: str) -> bytes:
@@ -219,3 +300,14 @@ class MessagesFormat:
 def last_prompt(messages: Sequence[dict[str, Any]]) -> str:
     content = messages[-1]["content"]
     return content if isinstance(content, str) else json.dumps(content)
+
+
+def question(messages: Sequence[dict[str, Any]]) -> str:
+    """What the user asked last: results of tools are no question."""
+    contents = [each["content"] for each in messages if each.get("role") == "user"]
+    asked = [content if isinstance(content, str) else _text(content) for content in contents]
+    return next((text for text in reversed(asked) if text), "")
+
+
+def _text(blocks: Sequence[dict[str, Any]]) -> str:
+    return "".join(block.get("text", "") for block in blocks)

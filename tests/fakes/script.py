@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 Fault = Literal["drop", "reset", "end", "cut", "stall", "error", "malformed", "invalid_utf8", "pings"]
 """What happens after `fault_after` tokens:
@@ -49,6 +49,9 @@ class Script:
     """Content type and body of an answer that is no stream at all."""
     fault: Fault | None = None
     fault_after: int = 0
+    again: Sequence[Fault | int] = ()
+    """Responses in the background: what becomes of each reading again, an HTTP status or a fault `fault_after` tokens
+    later; after these it succeeds. `fault` itself is that of the first connection."""
     split: bool = False
     """Every byte is written by itself."""
     newline: bytes = b"\n"
@@ -63,16 +66,20 @@ class Script:
         return (f"{index % 10**width:0{width}d} " for index in range(self.tokens))
 
 
+_PARAMETERS = {"tokens", "rate", "size", "stamp", "think_ms", "status", "fault", "after"}
+
+
 def script_of_model(model: str) -> Script | None:
     """The script in a model's name like `fake-tokens=200-rate=25-stamp=1`; None if it is not of this form.
 
-    Parameters: tokens, rate (a second; 0 is without pause), size, stamp, think_ms. Raises ValueError.
+    Parameters: tokens, rate (a second; 0 is without pause), size, stamp, think_ms; status, of an answer that is an
+    error; fault, and the tokens `after` which it comes. Raises ValueError.
     """
     name, dash, rest = model.partition("-")
     if name != "fake" or not dash:
         return None
     values = dict(item.partition("=")[::2] for item in rest.split("-"))
-    if unknown := values.keys() - {"tokens", "rate", "size", "stamp", "think_ms"}:
+    if unknown := values.keys() - _PARAMETERS:
         raise ValueError(f"no such parameter: {', '.join(sorted(unknown))}")
     rate = float(values.get("rate", 20))
     return Script(
@@ -81,7 +88,16 @@ def script_of_model(model: str) -> Script | None:
         size=int(values.get("size", 5)),
         stamp=values.get("stamp") == "1",
         first_s=int(values.get("think_ms", 0)) / 1000,
+        status=int(values.get("status", 200)),
+        fault=_fault(values.get("fault")),
+        fault_after=int(values.get("after", 0)),
     )
+
+
+def _fault(name: str | None) -> Fault | None:
+    if name is not None and name not in get_args(Fault):
+        raise ValueError(f"no such fault: {name}")
+    return cast(Fault | None, name)
 
 
 @dataclass(eq=False)
@@ -102,6 +118,12 @@ class Record:
     gone_at: float | None = None
     """When the client was seen to be gone, if that was before the end of the answer."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    response: str = ""
+    """Responses in the background: the answer's name."""
+    resumed_after: int | None = None
+    """An answer was read again, after this event."""
+    cancelled_at: float | None = None
+    """When its user cancelled the answer that this request began."""
     blocked: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the client read so little that nothing more could be written."""
 

@@ -18,7 +18,8 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, cast
 
-from tests.fakes import completions, messages
+from tests.fakes import completions, messages, responses
+from tests.fakes.background import Background, Underway
 from tests.fakes.script import Record, Script, script_of_model
 
 #: A request above these is refused or cut off, so that a stray client cannot fill the memory.
@@ -39,15 +40,20 @@ class Ending(Enum):
 Step = bytes | float | Ending | None
 """Write these bytes; wait so many seconds (from when the step before was due); end the connection; None: stall."""
 
-_FORMATS: dict[str, Any] = {messages.PATH: messages, completions.PATH: completions}
+_FORMATS: dict[str, Any] = {messages.PATH: messages, completions.PATH: completions, responses.PATH: responses}
+_CLASSES: dict[str, Any] = {
+    messages.PATH: messages.MessagesFormat,
+    completions.PATH: completions.CompletionsFormat,
+    responses.PATH: responses.ResponsesFormat,
+}
 
 
 class FakeProvider:
     """Both APIs on one port. Use as `async with FakeProvider() as fake`, or `start` and `close`.
 
-    A request is answered by the next script in `queue`, else by the next in `by_turn` of its last message (the last
-    of them stays), else by `by_prompt` of its last message, else by its
-    model's name (`fake-tokens=200-rate=25`), else by `default`.
+    A request is answered by the next script in `queue`, else by the next in `by_turn` of its last message, or of the
+    user's last question (the last of them stays), else by `by_prompt` of its last message, else by its model's name
+    (`fake-tokens=200-rate=25`), else by `default`.
     """
 
     def __init__(self, port: int = 0, *, keep_times: bool = True) -> None:
@@ -61,6 +67,9 @@ class FakeProvider:
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self.connections_made = 0
+        #: Answers that were begun: what is paid for.
+        self.begun = 0
+        self.background = Background()
         self._arrived = asyncio.Event()
 
     @property
@@ -88,6 +97,7 @@ class FakeProvider:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
+        self.background.close()
         if self._server is not None:
             self._server.close()
             for connection in list(self._connections):
@@ -110,8 +120,9 @@ class FakeProvider:
     def script_for(self, body: dict[str, Any]) -> Script:
         if self.queue:
             return self.queue.popleft()
-        prompt = messages.last_prompt(body["messages"])
-        if turns := self.by_turn.get(prompt):
+        conversation = body.get("messages") or responses.turns(body)
+        prompt = messages.last_prompt(conversation)
+        if turns := self.by_turn.get(prompt) or self.by_turn.get(messages.question(conversation)):
             return turns.popleft() if len(turns) > 1 else turns[0]
         if prompt in self.by_prompt:
             return self.by_prompt[prompt]
@@ -177,10 +188,13 @@ class _Connection(asyncio.Protocol):
         body = bytes(self._received[head_end + 4 : head_end + 4 + length])
         del self._received[: head_end + 4 + length]
         method, target, _ = lines[0].split(" ", 2)
-        self._answer(method, target.partition("?")[0], headers, body)
+        self._answer(method, target, headers, body)
 
-    def _answer(self, method: str, path: str, headers: Mapping[str, str], content: bytes) -> None:
-        assert self._transport is not None
+    def _answer(self, method: str, target: str, headers: Mapping[str, str], content: bytes) -> None:
+        path = target.partition("?")[0]
+        if path.startswith(responses.PATH + "/"):
+            self._answer_again(method, target, headers)
+            return
         api = _FORMATS.get(path)
         record = Record(path, headers, {}, time.monotonic())
         try:
@@ -196,10 +210,48 @@ class _Connection(asyncio.Protocol):
             script = Script(status=400, error={"message": str(error)})
         self._fake.remember(record)
         record.status = script.status
-        steps = _whole(script, api) if script.status != 200 or script.raw_body else _stream(script, api, record)
+        if script.status != 200 or script.raw_body:
+            self._play(_whole(script, api), record, script)
+            return
+        self._fake.begun += 1
+        if api is responses and record.body.get("background"):
+            answer = self._fake.background.begin(script, record)
+            self._play(_followed(answer, -1, script.fault, self._wake), record, script)
+        else:
+            self._play(_stream(script, api, record), record, script)
+
+    def _answer_again(self, method: str, target: str, headers: Mapping[str, str]) -> None:
+        """Requests about an answer that runs in the background."""
+        record = Record(target.partition("?")[0], headers, {}, time.monotonic())
+        self._fake.remember(record)
+        try:
+            completions.check_key(headers)
+            answer, verb, after = self._fake.background.asked(method, target)
+            if verb == "cancel":
+                answer.cancel()
+                told = json.dumps({"id": answer.response, "object": "response", "status": "cancelled"})
+                script = Script(raw_body=("application/json", told.encode()))
+            else:
+                record.resumed_after = after
+                status, fault = answer.begin_again()
+                script = Script(status=status)
+        except messages.Refusal as refusal:
+            script = Script(status=refusal.status, error=refusal.fields)
+        record.status = script.status
+        if script.status != 200 or script.raw_body:
+            self._play(_whole(script, responses), record, script)
+        else:
+            self._play(_followed(answer, after, fault, self._wake), record, answer.script)
+
+    def _play(self, steps: Iterator[Step], record: Record, script: Script) -> None:
+        assert self._transport is not None
         self._playback = _Playback(self._loop, self._transport, steps, record, script, self._fake.keep_times)
         self._playback.on_end = self._finished
         self._playback.start()
+
+    def _wake(self) -> None:
+        if self._playback is not None:
+            self._playback.wake()
 
     def _finished(self) -> None:
         self._playback = None
@@ -238,24 +290,12 @@ def _whole(script: Script, api: Any) -> Iterator[Step]:
 
 def _stream(script: Script, api: Any, record: Record) -> Iterator[Step]:
     """The steps of a streamed answer."""
-    form = (api.MessagesFormat if api is messages else api.CompletionsFormat)(script, record.body)
-    headers = {
-        "content-type": "text/event-stream; charset=utf-8",
-        "cache-control": "no-cache",
-        "transfer-encoding": "chunked",
-        "request-id": "req_fake",
-        **script.headers,
-    }
+    form = _CLASSES[api.PATH](script, record.body)
 
     def chunk(event: bytes) -> bytes:
         return _chunk(event if script.newline == b"\n" else event.replace(b"\n", script.newline))
 
-    if script.fault in ("end", "error"):  # the body ends in order, the connection after it: nobody is to use it again
-        headers["connection"] = "close"
-    yield script.headers_s
-    if script.fault == "drop":
-        yield Ending.CLOSE
-    yield _head(200, headers)
+    yield from _opened(script, script.fault)
     for event in form.opening():
         yield chunk(event)
     if script.extra:
@@ -264,7 +304,7 @@ def _stream(script: Script, api: Any, record: Record) -> Iterator[Step]:
     pieces = script.pieces()
     while True:
         if record.tokens == script.fault_after and script.fault is not None:
-            yield from _fault(script, form, chunk)
+            yield from _fault(script.fault, form, chunk)
         if record.tokens and script.gap_s:
             yield script.gap_s
         text = next(pieces, None)  # only now: a stamp says when it was written
@@ -277,8 +317,49 @@ def _stream(script: Script, api: Any, record: Record) -> Iterator[Step]:
     yield b"0\r\n\r\n"
 
 
-def _fault(script: Script, form: Any, chunk: Callable[[bytes], bytes]) -> Iterator[Step]:
-    match script.fault:
+def _opened(script: Script, fault: str | None) -> Iterator[Step]:
+    """The head of a streamed answer, or its connection's end."""
+    headers = {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        "transfer-encoding": "chunked",
+        "request-id": "req_fake",
+        **script.headers,
+    }
+    if fault in ("end", "error"):  # the body ends in order, the connection after it: nobody is to use it again
+        headers["connection"] = "close"
+    yield script.headers_s
+    if fault == "drop":
+        yield Ending.CLOSE
+    yield _head(200, headers)
+
+
+def _followed(answer: Underway, after: int, fault: str | None, wake: Callable[[], None]) -> Iterator[Step]:
+    """The steps by which one connection follows an answer that is written without it."""
+    script = answer.script
+
+    def chunk(event: bytes) -> bytes:
+        return _chunk(event if script.newline == b"\n" else event.replace(b"\n", script.newline))
+
+    yield from _opened(script, fault)
+    began = None
+    for event in answer.read(after, wake):
+        if event is None:
+            yield None
+            continue
+        data, tokens = event
+        began = tokens if began is None else began
+        if fault is not None and fault != "error" and tokens - began > script.fault_after:
+            yield from _fault(fault, responses.ResponsesFormat(script, answer.record.body), chunk)
+            fault = None
+        yield chunk(data)
+    if answer.record.cancelled_at is not None:
+        yield Ending.CLOSE
+    yield b"0\r\n\r\n"
+
+
+def _fault(fault: str | None, form: Any, chunk: Callable[[bytes], bytes]) -> Iterator[Step]:
+    match fault:
         case "reset":
             yield Ending.RESET
         case "cut":
@@ -348,6 +429,11 @@ class _Playback:
     def resume(self) -> None:
         self._paused = False
         if self._timer is None:
+            self._timer = self._loop.call_soon(self._advance)
+
+    def wake(self) -> None:
+        """What it waited for is there."""
+        if self._timer is None and not self._paused:
             self._timer = self._loop.call_soon(self._advance)
 
     def client_gone(self) -> None:

@@ -12,6 +12,8 @@ from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
+from redis.asyncio import Redis
+
 from headrace.protocol.codec import JSON
 from headrace.protocol.cursor import MarkRuns
 from headrace.protocol.entries import Entry, encode_data
@@ -159,8 +161,10 @@ class Viewer:
 class Scene:
     def __init__(self, turns: Sequence[int]) -> None:
         self.log = PlayedLog(cycle(turns or [0]))
-        broker: Any = SimpleNamespace(log=self.log, settings=HubSettings(auth="none"), connections=None, janitor=None)
-        self.node = Node(HubSettings(auth="none"), broker)
+        connections = SimpleNamespace(control=Redis())  # never connected: nothing here reaches Redis but the log
+        settings = HubSettings(auth="none")
+        broker: Any = SimpleNamespace(log=self.log, settings=settings, connections=connections, janitor=None)
+        self.node = Node(settings, broker)
         self.relay = self.node.relay
         self.relay.mailbox = "h1"
         self.relay.ready.set()

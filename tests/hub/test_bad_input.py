@@ -393,8 +393,7 @@ async def test_a_cursor_from_another_history_begins_again_and_is_no_error(hub: R
 async def test_fields_of_later_versions_are_refused_and_not_ignored(hub: RunningHub, subprotocol: str) -> None:
     wire = await hub.join(subprotocol=subprotocol)
     for field in (
-        {"tools": []}, {"tool_choice": "auto"}, {"schema": {}},
-        {"session": "s_aaaaaaaaaaaaaaaa"}, {"retry_of": {"stream": "g_x", "retry_token": "t"}}, {"cache": "use"},
+        {"session": "s_aaaaaaaaaaaaaaaa"}, {"prefetch": True},
         {"notify": True},
     ):  # fmt: skip
         await wire.send(question("r", **field))

@@ -19,14 +19,16 @@ from headrace.protocol.frames import Message
 from hub.broker.broker import Broker
 from hub.broker.keys import StreamKey
 from tests.fakes import FakeProvider, Script
+from tests.fakes.messages import question
 from tests.workers.listener import ending
 from workers.catalog import parse
 from workers.providers.registry import Providers
 from workers.settings import WorkerSettings
+from workers.tools.toolbox import Toolbox
 from workers.worker import Worker
 
 #: A model that each fake accepts, by format.
-MODELS = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna"}
+MODELS = {"anthropic": "claude-haiku-5-5", "openai": "gpt-6-luna", "responses": "gpt-6-luna"}
 #: Short enough for a test, long enough for a busy machine.
 CLOCKS = {"connect_s": 1.5, "headers_s": 1.5, "first_content_s": 1.5, "idle_s": 1.5, "idle_content_s": 1.8}
 
@@ -57,7 +59,7 @@ def dead_port() -> int:
 
 def entry(format_: str, port: int, *, is_hasty: bool = False) -> dict[str, Any]:
     """A provider at `port` of this machine, as `headrace.toml` has it. It needs no key."""
-    path = "/v1" if format_ == "openai" else ""
+    path = "" if format_ == "anthropic" else "/v1"
     clocks = CLOCKS if is_hasty else {}
     return {"format": format_, "base_url": f"http://127.0.0.1:{port}{path}", "clocks": clocks}
 
@@ -76,16 +78,21 @@ class Scene:
         model: str,
         primary: Sequence[Script] = (Script(),),
         backup: Sequence[Script] = (Script(),),
+        before: Sequence[Message] = (),
         **fields: Any,
     ) -> Told:
-        """Ask, with these answers of the two fakes to this question (the last stays), and wait for the end."""
+        """Ask, with these answers of the two fakes to this question (the last stays), and wait for the end.
+
+        `before` are turns that come before the question.
+        """
         self._number += 1
         prompt = f"question {self._number}"
         self.primary.by_turn[prompt] = deque(primary)
         self.backup.by_turn[prompt] = deque(backup)
         began = time.monotonic()
+        body = Body([*before, Message("user", prompt)], model=model, **fields)
         key = await self.broker.accept(
-            org="org", user="alice", request_key=prompt, body=Body([Message("user", prompt)], model=model, **fields),
+            org="org", user="alice", request_key=prompt, body=body,
             options=Options(on_abandon="continue"), now_ms=int(time.time() * 1000),
         )  # fmt: skip
         entries, done = await ending(self.broker, key)
@@ -94,7 +101,7 @@ class Scene:
 
 
 def _asks(body: dict[str, Any], prompt: str) -> bool:
-    return any(message.get("content") == prompt for message in body.get("messages", ()))
+    return question(body.get("messages") or body.get("input", ())) == prompt
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -130,24 +137,28 @@ class Told(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def scene(
-    broker: Broker, redis_url: str, *, kind: type[Providers] = Unbroken, **tables: Any
+    broker: Broker, redis_url: str, *, kind: type[Providers] = Unbroken, tools: str = "", **tables: Any
 ) -> AsyncIterator[Scene]:
-    """Both fakes and a worker. Providers `anthropic` and `openai` are the primary's two faces, `hasty_…` the same with
-    little patience; `backup` is the other fake. `tables` are laid over them as a `headrace.toml` would be.
+    """Both fakes and a worker. Providers `anthropic`, `openai` and `responses` are the primary's faces, `hasty_…` the
+    same with little patience; `backup` is the other fake. `tables` are laid over them as a `headrace.toml` would be.
+    `tools` are modules, as in HEADRACE_TOOLS.
     """
     async with FakeProvider() as primary, FakeProvider() as backup:
         providers = {
             "anthropic": entry("anthropic", primary.port),
             "openai": entry("openai", primary.port),
+            "responses": entry("responses", primary.port),
             "hasty_anthropic": entry("anthropic", primary.port, is_hasty=True),
             "hasty_openai": entry("openai", primary.port, is_hasty=True),
+            "hasty_responses": entry("responses", primary.port, is_hasty=True),
             "backup": entry("openai", backup.port),
             **tables.pop("providers", {}),
         }
         catalog = parse({"providers": providers, **tables})
         made = kind(frozenset({*providers, "fallback"}), catalog=catalog, environ={})
         await made.warm()
-        worker = Worker(WorkerSettings(redis_url=redis_url, drain_timeout_s=0.0), broker, made)
+        settings = WorkerSettings(redis_url=redis_url, drain_timeout_s=0.0, tools=tools)
+        worker = Worker(settings, broker, made, Toolbox.load(tools))
         running = asyncio.create_task(worker.run())
         try:
             yield Scene(broker, primary, backup)

@@ -80,7 +80,7 @@ async def test_reasoning_and_tool_calls_keep_their_kinds(hub: RunningHub) -> Non
     assert {frame["call"] for frame in arguments} == {"call_1"}
     ready = next(frame for frame in frames if frame.get("kind") == "tool_ready")
     assert ready["data"] == {"call": "call_1", "input": {"number": 1}}
-    assert frames[-1]["data"]["stop_reason"] == "tool"
+    assert frames[-1]["data"]["stop_reason"] == "tool_calls"
 
 
 async def test_a_provider_that_fails_keeps_the_text_and_says_what_to_do(hub: RunningHub) -> None:

@@ -33,14 +33,17 @@ SHOWN = 3
 _REFUSES = {
     "anthropic": Script(texts=("I would rather not.",), stop="refusal"),
     "openai": Script(texts=(), extra=b'data: {"choices":[{"index":0,"delta":{"refusal":"I would rather not."}}]}\n\n'),
+    "responses": Script(texts=("I would rather not.",), stop="refusal"),
 }
 _FILTERED: dict[str, dict[str, Any]] = {
     "anthropic": {"message": "Output blocked by content filtering policy"},
     "openai": {"code": "content_filter", "message": "blocked"},
+    "responses": {"code": "content_filter", "message": "blocked"},
 }
 _TOO_LONG: dict[str, dict[str, Any]] = {
     "anthropic": {"message": "prompt is too long: 9 tokens > 8 maximum"},
     "openai": {"code": "context_length_exceeded", "message": "too long"},
+    "responses": {"code": "context_length_exceeded", "message": "too long"},
 }
 
 #: How the primary answers, by fault and format. A text instead of a script: a provider at such a port.
@@ -176,10 +179,13 @@ async def played(stage: Scene) -> tuple[list[tuple[str, str, str]], dict[str, fl
 
 
 def _said(outcomes: dict[str, str]) -> str:
-    """One outcome if both formats have the same."""
-    if len(set(outcomes.values())) == 1:
-        return next(iter(outcomes.values()))
-    return "; ".join(f"{format_}: {outcomes[format_]}" for format_ in sorted(outcomes))
+    """One outcome if all formats have the same."""
+    formats: dict[str, list[str]] = {}
+    for format_ in sorted(outcomes):
+        formats.setdefault(outcomes[format_], []).append(format_)
+    if len(formats) == 1:
+        return next(iter(formats))
+    return "; ".join(f"{', '.join(names)}: {told}" for told, names in formats.items())
 
 
 # -- time

@@ -94,6 +94,15 @@ def test_the_fallback_used_nothing() -> None:
     assert (row.input_tokens, row.output_tokens) == (0, 0)
 
 
+def test_who_told_another_s_answer_asked_nobody_until_it_did() -> None:
+    cached: Entry = ("source", encode_data(kinds.Source("anthropic", "claude", "cached")))
+    shared: Entry = ("notice", encode_data(kinds.Notice("shared")))
+    assert rows(started(1), cached, text(40)) == []
+    assert rows(started(1), shared) == [], "it waited for an equal request's answer"
+    [row] = rows(started(1), shared, cached, text(40), SOURCE, text(8))
+    assert (row.id, row.output_tokens) == ("g_1/first/1", 2), "only what it was told itself"
+
+
 @pytest.mark.parametrize("kind", ["started", "source", "usage", "notice", "tool_input"])
 @pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01\x02\x03", b"\x81\xa5usage\xc0"])
 def test_an_entry_that_cannot_be_read_costs_its_own_figures_and_no_more(kind: str, data: bytes) -> None:
@@ -143,3 +152,32 @@ async def test_an_answer_that_the_janitor_ends_is_counted(broker: Broker) -> Non
         "acme", "alice", "lost", "anthropic", 10,
     )  # fmt: skip
     assert row.id.endswith("/m1/1") and row.estimated and row.cost_micros is None
+
+
+def test_a_failed_answer_that_was_gone_on_with_is_read_by_the_model_and_not_written() -> None:
+    """Its text stands at the head of the log; the call goes on with it from its start."""
+    quoted: Entry = ("source", encode_data(kinds.Source("openai", "gpt", "cached", "retry")))
+    [silent] = rows(started(1), quoted, text(40))
+    [row] = rows(started(1), quoted, text(40), SOURCE, text(8))
+    [plain] = rows(started(1), SOURCE, text(8))
+    assert row == msgspec.structs.replace(plain, input_tokens=plain.input_tokens + 10)
+    assert (silent.output_tokens, silent.input_tokens) == (0, row.input_tokens)
+    assert silent.provider != "openai", "it was another answer's"
+
+
+def test_calls_that_read_one_answer_are_one_call_the_first() -> None:
+    told = [started(1), SOURCE, text(8), started(2), SOURCE, text(4), started(3), ("source", _source(call=2)), text(40)]
+    runs = MarkRuns.parse("1:own 2:first 5:second 8:third 11:mine")
+    calls = LostCalls(runs, "mine", ["first/1", "second/1"])
+    for entry in [("queued", b"\x80"), *told]:
+        calls.add(*entry)
+    for _ in range(2):
+        found = {row.id: (row.output_tokens, row.input_tokens) for row in calls.rows(ASKED, 77)}
+        assert found == {"g_1/first/1": (3, 100), "g_1/third/2": (10, 100)}
+
+
+def test_an_answer_s_first_call_has_the_row_even_if_its_attempt_left_no_entry() -> None:
+    calls = LostCalls(MarkRuns.parse("1:own 2:second"), "mine", ["first/2", "second/1"])
+    for entry in [("queued", b"\x80"), started(2), SOURCE, text(4)]:
+        calls.add(*entry)
+    assert [row.id for row in calls.rows(ASKED, 77)] == ["g_1/first/2"]

@@ -195,6 +195,14 @@ def test_what_only_msgpack_can_say_is_refused_in_free_form_fields(value: Any) ->
     assert (fault.code, fault.id) == ("invalid_request", 1)
 
 
+def test_arguments_of_tool_calls_are_free_form_too() -> None:
+    for arguments, is_plain in (({"a": [1]}, True), (None, True), ({"a": b"x"}, False), ({1: 2}, False)):
+        turns = [{"role": "assistant", "calls": [{"call": "t1", "name": "f", "input": arguments}]}]
+        message = msgpack.packb(GENERATE | {"messages": [*GENERATE["messages"], *turns]})
+        [frame] = MSGPACK.decode_client(message)
+        assert isinstance(frame, Generate) == is_plain
+
+
 def test_an_integer_that_msgpack_cannot_carry_is_refused_in_json_too() -> None:
     for number in (2**64, -(2**63) - 1):
         fault = only_fault(JSON, json.dumps(GENERATE | {"metadata": {"a": number}}).encode())

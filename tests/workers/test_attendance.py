@@ -88,6 +88,7 @@ class AnyAttendance(RuleBasedStateMachine):
         self.demands = [0]
         self.unattended_since: float | None = 100.0
         self.was_left = False
+        self.is_released = False
 
     @rule(demand=st.integers(0, 50), watched=st.booleans())
     def update(self, demand: int, watched: bool) -> None:
@@ -104,6 +105,11 @@ class AnyAttendance(RuleBasedStateMachine):
         self.waits.override(rule)
         self.rule = rule
 
+    @rule()
+    def release(self) -> None:
+        self.waits.release()
+        self.is_released = True
+
     @rule(passed=st.floats(0, 12))
     def look(self, passed: float) -> None:
         self.now += passed
@@ -115,7 +121,7 @@ class AnyAttendance(RuleBasedStateMachine):
     def the_bound_is_what_was_asked_for_and_the_run_ahead(self) -> None:
         if not hasattr(self, "waits"):
             return
-        free = self.rule == "continue" and (self.was_left or not self.watched)
+        free = self.is_released or (self.rule == "continue" and (self.was_left or not self.watched))
         assert self.waits.bound == (inf if free else max(self.demands) + 512)
 
 

@@ -31,4 +31,7 @@ TOOLS = [{"name": "a", "input_schema": {"type": "object"}}]
 def test_a_request_is_fitted_to_its_model(can: ModelEntry, asked: dict[str, Any], left: dict[str, Any]) -> None:
     body, notices = fitted(Body([Message("user", "hi")], **asked), can, "acme/small")
     assert body == Body([Message("user", "hi")], **(asked | left))
-    assert notices == [Notice("parameter_dropped", "acme/small", parameter=name) for name in left]
+    assert notices == [
+        Notice("parameter_lowered" if value else "parameter_dropped", "acme/small", parameter=name)
+        for name, value in left.items()
+    ]

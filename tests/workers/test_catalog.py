@@ -66,6 +66,8 @@ def test_a_file_is_laid_over_the_defaults_key_by_key(tmp_path: Path) -> None:
         ('[tiers.fast]\nmodels = ["gpt"]', r"2: tiers\.fast\.models “gpt” is not provider/model"),
         ("[tiers.fast]\nmodels = []", r"2: tiers\.fast\.models .*length >= 1"),
         ('[tiers.fast]\nafter_content = ["splice"]', r"2: tiers\.fast\.after_content .*ends with restart or error"),
+        ("[tiers.fast]\nhedge_after_s = 0", r"2: tiers\.fast\.hedge_after_s .*> 0"),
+        ('[tiers.fast]\nhedge_after_s = "p50"', r"2: tiers\.fast\.hedge_after_s .*p50"),
         ('[complexity]\nsimple = "none"', r"2: complexity\.simple must name a tier"),
         ("[colours]\na = 1", r"1: colours is not known here"),
         ("tiers = 3", r"1: tiers must be a table"),
@@ -86,6 +88,13 @@ def test_the_page_s_example_is_a_catalog(tmp_path: Path) -> None:
     catalog = load(written(tmp_path, example))
     assert catalog.providers["local"].requests == 50
     assert catalog.model("local/llama-4").context == 32_000
+
+
+@pytest.mark.parametrize(("value", "meant"), [("2", 2.0), ("0.7", 0.7), ('"p95"', "p95")])
+def test_a_tier_says_after_how_much_silence_it_hedges(tmp_path: Path, value: str, meant: object) -> None:
+    catalog = load(written(tmp_path, f"[tiers.fast]\nhedge_after_s = {value}"))
+    hedged = {name: tier.hedge_after_s for name, tier in catalog.tiers.items() if tier.hedge_after_s is not None}
+    assert hedged == {"fast": meant}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

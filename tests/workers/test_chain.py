@@ -112,3 +112,33 @@ def test_calls_are_bounded_and_content_is_never_begun_over_silently(faults: Any,
         assert shown != "tool"
         assert shown == "text" or step.how in ("begin", "restart")
     assert calls == chain.calls <= MAX_CALLS
+
+
+def test_beside_the_silent_one_the_next_is_asked_and_the_end_of_either_counts() -> None:
+    chain = begun(A, B)
+    assert chain.alongside() == Ask(B, "begin") and chain.current == A
+    assert chain.alongside() is None, "there is nobody else"
+    chain.settle(B)
+    assert chain.current == B
+    assert chain.failed("overloaded", "nothing") is None
+
+
+def test_who_was_cut_off_without_a_fault_may_be_asked_again_but_calls_stay_bounded() -> None:
+    chain = begun(A, B)
+    for _ in range(MAX_CALLS - 2):
+        chain.alongside()
+        chain.spare(B)
+    chain.settle(A)
+    assert chain.failed("overloaded", "nothing") == Ask(B, "begin")
+    chain.spare(A)
+    assert chain.calls == MAX_CALLS and chain.alongside() is None
+    assert chain.failed("overloaded", "nothing") is None
+
+
+def test_what_is_still_written_is_read_on_before_anybody_is_asked() -> None:
+    chain = Chain([A, B], SPLICE)
+    assert chain.read_on(A) == Ask(A, "read_on")
+    assert chain.begin() == Ask(A, "begin"), "reading on is no asking"
+    chain = Chain([A, B], SPLICE)
+    chain.read_on(A)
+    assert chain.failed("broken", "text") == Ask(A, "splice", QUICK_RETRY_S)

@@ -19,12 +19,12 @@ from headrace.protocol.entries import (
     TEXT_BYTES,
     Entry,
     Notice,
+    Source,
     TextDigest,
     decode_data,
 )
 from hub.broker.log import Claim
 from workers.generation import (
-    BATCH_BYTES,
     CANCELLED,
     PENDING_BYTES,
     Ending,
@@ -32,6 +32,7 @@ from workers.generation import (
     Speaker,
     worker_lost,
 )
+from workers.journal import BATCH_BYTES
 from workers.providers import (
     Citation,
     Event,
@@ -42,9 +43,11 @@ from workers.providers import (
     ToolCall,
     ToolInput,
     ToolReady,
+    ToolResult,
     Usage,
 )
 from workers.providers import Speaker as Speaks
+from workers.takeover import Kept
 
 FIRST = Claim(2, 1, MarkRuns(), False, False, 0, b"", b"", "alice", 0, {})
 SECOND = replace(FIRST, next_offset=8, attempt=2, shown=True, losses=1, log_bytes=100)
@@ -128,7 +131,8 @@ def test_how_a_provider_ends_is_how_the_answer_ends(reason: str, status: str) ->
     generation.feed([Text("x"), Stop(reason), Text("after the end")], 100.0)
     entries = logged(generation)
     end = done(entries)
-    assert (end["status"], end["stop_reason"], end["text_bytes"]) == (status, reason, 1)
+    stop_reason = "tool_calls" if reason == "tool" else reason
+    assert (end["status"], end["stop_reason"], end["text_bytes"]) == (status, stop_reason, 1)
     if reason == "filter":
         assert end["error"]["code"] == "content_blocked" and end["error"]["retry"] == "no"
         assert "retry_token" not in end
@@ -343,10 +347,22 @@ def test_after_the_end_there_is_nothing_more_to_tell_and_nothing_to_void() -> No
 def test_an_empty_answer_voids_what_it_takes_the_place_of() -> None:
     generation = begin()
     generation.feed(HELLO, 100.0)
+    assert not generation.is_void
     generation.begin_call(Speaker("other", "big", "live"), voids="failover")
+    assert generation.is_void
     generation.feed([Stop("stop")], 101.0)
     entries = logged(generation)
+    assert not generation.is_void
     assert kinds(entries).count("reset") == 1 and done(entries)["text_bytes"] == 0
+
+
+def test_a_reset_is_told_so_that_it_voids_what_was_shown_before_this_attempt_too() -> None:
+    generation = begin(SECOND, goes_on=True, digest=shown_before())
+    generation.feed(HELLO, 100.0)
+    generation.reset("failover")
+    generation.feed([Text("Anew")], 101.0)
+    told = Kept.of("before", generation.entries())
+    assert told.text == "Anew"
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -360,6 +376,122 @@ def test_a_provider_that_refuses_to_go_on_costs_a_reset(frozen: bool) -> None:
     assert kinds(entries + opening.entries) == ["started", "notice", "reset"]
     generation.feed([Stop("stop")], 100.0)
     entries += logged(generation)
+    check_digest(entries)
+    assert done(entries)["text_bytes"] == 5
+
+
+def test_a_reset_can_be_read_back_too_so_that_what_was_gone_on_with_is_void_as_well() -> None:
+    claim = replace(FIRST, next_offset=6, attempt=2, shown=True)
+    generation = begin(claim, goes_on=True, digest=TextDigest())
+    generation.feed([Text(" is")], 101.0)
+    generation.reset("failover")
+    generation.feed([Text("Grass")], 101.0)
+    assert Kept.of("The sky", generation.entries()).text == "Grass"
+
+
+STEP: list[Event] = [
+    Text("Look: "), ToolCall("t1", "look"), ToolInput("t1", "{}"), ToolReady("t1", {}), ToolResult("t1", "blue"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_that_starts_over_tells_those_before_it_again(frozen: bool) -> None:
+    generation = begin()
+    generation.feed(STEP, 101.0)
+    entries = logged(generation)
+    first = entries[-5:]
+    generation.begin_step()
+    assert list(generation.entries()) == []
+    generation.begin_call(Speaker("scripted", "story", "live", call=2))
+    generation.feed([Text("It is b")], 102.0)
+    assert [kind for kind, _ in generation.entries()] == ["source", "text"]
+    entries += logged(generation) if frozen else []
+    generation.begin_call(Speaker("other", "big", "live", "failover", 3), voids="failover")
+    generation.feed([Text("Blue.")], 103.0)
+    assert [kind for kind, _ in generation.entries()] == ["source", "text"], "of this step alone"
+    generation.feed([Stop("stop")], 103.0)
+    entries += logged(generation)
+    reset = kinds(entries).index("reset")
+    assert kinds(entries[reset:]) == ["reset", *kinds(first), "source", "text", "done"]
+    assert entries[reset + 1 : reset + 6] == first
+    check_digest(entries)
+    assert done(entries)["text_bytes"] == len("Look: Blue.")
+
+
+def test_every_step_before_is_told_again_and_so_is_what_was_gone_on_with() -> None:
+    digest = TextDigest()
+    digest.add("text", b"Kept. ")
+    generation = begin(SECOND, goes_on=True, digest=digest)
+    generation.feed(STEP, 101.0)
+    generation.begin_step("Kept. ")
+    generation.feed(STEP, 102.0)
+    logged(generation)
+    generation.begin_step()
+    generation.feed([Text("now")], 103.0)
+    logged(generation)
+    generation.reset("failover")
+    generation.feed([Text("then"), Stop("stop")], 104.0)
+    entries = logged(generation)
+    texts = [data for kind, data in entries if kind == "text"]
+    assert b"".join(texts) == b"Kept. Look: Look: then" and kinds(entries).count("tool_result") == 2
+    assert done(entries)["text_bytes"] == len("Kept. Look: Look: then")
+
+
+def test_what_was_void_before_a_step_stays_void() -> None:
+    generation = begin(SECOND)
+    generation.feed(STEP, 101.0)
+    generation.begin_step("Kept. ")
+    generation.reset("failover")
+    generation.feed([Stop("stop")], 102.0)
+    entries = logged(generation)
+    again = entries[len(entries) - kinds(entries)[::-1].index("reset") :]
+    assert b"".join(data for kind, data in again if kind == "text") == b"Look: "
+
+
+def test_a_result_is_an_entry_and_the_answer_may_wait_for_the_client() -> None:
+    generation = begin()
+    generation.feed([*STEP, ToolResult("t2", "no", True, True), Stop("tool")], 101.0)
+    entries = logged(generation)
+    results = [decode_data(*entry) for entry in entries if entry[0] == "tool_result"]
+    assert results == [
+        {"call": "t1", "output": "blue"},
+        {"call": "t2", "output": "no", "error": True, "truncated": True},
+    ]
+    assert (done(entries)["status"], done(entries)["stop_reason"]) == ("completed", "tool_calls")
+
+
+QUOTED = Source("scripted", "story", "cached", "retry")
+
+
+def test_a_quoted_text_is_the_head_of_the_answer_in_batches_that_fit() -> None:
+    generation = begin()
+    text = "wörd " * 20_000
+    generation.quote(QUOTED, text)
+    assert not generation.has_spoken
+    first = generation.take(100.0)
+    assert first is not None and kinds(first.entries) == ["started"]
+    generation.answered(b"OK", 0)
+    batch = generation.take(100.0)
+    assert batch is not None and batch.shown == "c" and kinds(batch.entries)[:2] == ["source", "text"]
+    assert sum(len(data) for _, data in batch.entries) <= BATCH_BYTES
+    generation.feed([Text("rest"), Stop("stop")], 101.0)
+    entries = logged(generation)
+    told = b"".join(data for kind, data in entries if kind == "text")
+    assert told.decode() == text + "rest"
+    assert [decode_data(*entry)["mode"] for entry in entries if entry[0] == "source"] == ["cached", "live"]
+    check_digest(entries)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_provider_that_refuses_to_go_on_with_a_quoted_text_voids_it_after_it_was_told(frozen: bool) -> None:
+    generation = begin()
+    generation.quote(QUOTED, "kept")
+    entries = logged(generation) if frozen else []
+    assert generation.start_over("retry")
+    generation.feed([*HELLO, Stop("stop")], 100.0)
+    entries += logged(generation)
+    assert kinds(entries) == ["started", "source", "text", "reset", "source", "text", "done"]
+    assert decode_data(*entries[3]) == {"reason": "retry"}
     check_digest(entries)
     assert done(entries)["text_bytes"] == 5
 

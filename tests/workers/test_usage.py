@@ -405,3 +405,16 @@ async def test_a_first_attempt_has_none_before_it(broker: Broker) -> None:
     reporter = UsageReporter(broker)
     reporter.lost(KEY, MarkRuns.parse("1:mark"), "mark", 1, ASKED)
     assert reporter.waiting == 0
+
+
+async def test_whoever_reads_a_lost_answer_to_its_end_knows_better_than_its_log(broker: Broker) -> None:
+    """The log is still being read when the answer that was read on ends."""
+    entries = [("queued", b"\x80"), ("started", encode_data(kinds.Started(1))), ("text", b"four")]
+    await make_log(broker, [*entries, ("started", encode_data(kinds.Started(2)))])
+    reporter = UsageReporter(broker)
+    reporter.lost(KEY, MarkRuns.parse("1:hub 2:mark 4:next"), "next", 4, ASKED, ["mark/1"])
+    reading = asyncio.create_task(reporter.flush(5))
+    await asyncio.sleep(0)  # it waits for Redis now
+    report(reporter, 1, metered(6000), "completed")
+    await reading
+    assert {(row.id, row.outcome) for row in await rows_of(broker, 1)} == {("g_1/mark/1", "completed")}

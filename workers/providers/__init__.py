@@ -16,6 +16,9 @@ from headrace.protocol.body import Body
 from headrace.protocol.codes import DONE_ERROR_CODES, Retry
 from workers.chain import Fault
 
+#: Of one tool's output, in bytes of UTF-8: what an entry takes, names and all.
+OUTPUT_BYTES: Final = 24 * 1024
+
 
 class Event(msgspec.Struct, gc=False):
     """Base of everything that a provider can say."""
@@ -46,6 +49,15 @@ class ToolReady(Event):
 
     call: str
     input: Any
+
+
+class ToolResult(Event):
+    """What a tool returned that was run here. `output` has at most OUTPUT_BYTES in UTF-8; `truncated`: it had more."""
+
+    call: str
+    output: str
+    error: bool = False
+    truncated: bool = False
 
 
 class Citation(Event):

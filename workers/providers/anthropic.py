@@ -7,17 +7,20 @@ Key and URL come from the catalog; of Anthropic itself from what the SDK reads (
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
 
 from headrace.protocol.body import Body
+from headrace.protocol.frames import Message
+from headrace.protocol.tools import ToolSpec, chosen_tool, read_tool
 from workers.providers import Citation, Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
 from workers.providers.sdk import SdkProvider, silence
-from workers.providers.tools import ToolSpec, chosen_tool, read_tool
+from workers.structured import anthropic_schema, prompted
 
 ACCOUNT = Account("anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
 
@@ -36,6 +39,7 @@ STOP_REASONS = {
 }
 #: The last models that take the beginning of their own answer; later ones want the user to have the last word.
 _TAKES_PREFIX = re.compile(r"claude-(haiku|sonnet|opus)-4-5(-|$)")
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class AnthropicProvider(SdkProvider):
@@ -79,10 +83,13 @@ def request_fields(model: str, body: Body) -> dict[str, Any]:
     `temperature` is sent only if the request has one, and past the SDK, which dropped the parameter: the newest
     models refuse it.
     """
+    schema = None if body.schema is None else anthropic_schema(body.schema)
+    if schema is None:
+        body = prompted(body)
     fields: dict[str, Any] = {
         "model": model,
         "max_tokens": body.max_tokens or MAX_TOKENS,
-        "messages": [{"role": message.role, "content": message.content} for message in body.messages],
+        "messages": turns(body.messages),
     }
     if body.system:
         fields["system"] = body.system
@@ -92,19 +99,59 @@ def request_fields(model: str, body: Body) -> dict[str, Any]:
         fields["tools"] = [_tool(tool) for tool in body.tools]
     if body.tool_choice is not None:
         fields["tool_choice"] = _tool_choice(body.tool_choice)
-    if body.schema is not None:
-        fields["output_config"] = {"format": {"type": "json_schema", "schema": body.schema}}
+    if schema is not None:
+        fields["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
     if body.temperature is not None:
         fields["extra_body"] = {"temperature": body.temperature}
     return fields
 
 
+def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The conversation as the API wants it: results of tools are blocks that begin the user's next turn."""
+    written: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "tool":
+            if not blocks:
+                written.append({"role": "user", "content": blocks})
+            blocks.append(_result(message))
+        elif message.role == "user" and blocks:
+            blocks.append({"type": "text", "text": message.content})
+            blocks = []
+        else:
+            written.append({"role": message.role, "content": _content(message)})
+            blocks = []
+    return written
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    if message.calls is None:
+        return message.content
+    uses = [
+        {"type": "tool_use", "id": _id(each.call), "name": each.name, "input": each.input or {}}
+        for each in message.calls
+    ]
+    return [*([{"type": "text", "text": message.content}] if message.content.strip() else []), *uses]
+
+
+def _result(message: Message) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": _id(message.call or "")}
+    if message.content:
+        block["content"] = message.content
+    if message.error:
+        block["is_error"] = True
+    return block
+
+
+def _id(call: str) -> str:
+    """Other servers name calls with characters that this API refuses."""
+    return _NOT_IN_IDS.sub("_", call)
+
+
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     spec = read_tool(tool)
-    if not isinstance(spec, ToolSpec):
-        return spec  # one of the provider's own
-    described = {"description": spec.description} if spec.description else {}
-    return {"name": spec.name, **described, "input_schema": spec.schema}
+    assert isinstance(spec, ToolSpec), "a worker's tool is described before anybody is asked"
+    return spec.written()
 
 
 def _tool_choice(choice: str | dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 
 from headrace.protocol.body import Body
+from headrace.protocol.frames import Call, Message
+from headrace.protocol.tools import ToolSpec, chosen_tool, read_tool
 from workers.providers import Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder
 from workers.providers.failures import Account, Failure, provider_failure
 from workers.providers.sdk import SdkProvider, silence
-from workers.providers.tools import ToolSpec, chosen_tool, read_tool
+from workers.structured import openai_format, prompted
 
 ACCOUNT = Account("openai", "OPENAI_API_KEY", "OPENAI_BASE_URL")
 
@@ -61,7 +63,7 @@ class OpenAIProvider(SdkProvider):
         )
         return request
 
-    def _decoder(self) -> OpenAIDecoder:
+    def _decoder(self) -> AnswerDecoder[Any]:
         return OpenAIDecoder(self.account)
 
     def _failure(self, error: Exception) -> Failure | None:
@@ -75,8 +77,11 @@ class OpenAIProvider(SdkProvider):
 
 def request_fields(model: str, body: Body, official: bool) -> dict[str, Any]:
     """Arguments of `chat.completions.create` for `body`; `official` is OpenAI itself, not a compatible server."""
-    messages = [{"role": "system", "content": body.system}] if body.system else []
-    messages += [{"role": message.role, "content": message.content} for message in body.messages]
+    schema = None if body.schema is None else openai_format(body.schema)
+    if schema is None:
+        body = prompted(body)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": body.system}] if body.system else []
+    messages += [_turn(message) for message in body.messages]
     options = {"include_usage": True, **({"include_obfuscation": False} if official else {})}
     fields: dict[str, Any] = {"model": model, "messages": messages, "stream_options": options}
     if body.max_tokens is not None:
@@ -89,18 +94,32 @@ def request_fields(model: str, body: Body, official: bool) -> dict[str, Any]:
         fields["tools"] = [_tool(tool) for tool in body.tools]
     if body.tool_choice is not None:
         fields["tool_choice"] = _tool_choice(body.tool_choice)
-    if body.schema is not None:
-        fields["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": body.schema},
-        }
+    if schema is not None:
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """This format has no word for a tool that failed: its output says so."""
+    if message.role == "tool":
+        return {"role": "tool", "tool_call_id": message.call, "content": message.content}
+    if message.calls is None:
+        return {"role": message.role, "content": message.content}
+    return {
+        "role": "assistant",
+        "content": message.content or None,
+        "tool_calls": [_call(each) for each in message.calls],
+    }
+
+
+def _call(call: Call) -> dict[str, Any]:
+    arguments = msgspec.json.encode(call.input or {}).decode()
+    return {"id": call.call, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     spec = read_tool(tool)
-    if not isinstance(spec, ToolSpec):
-        return spec
+    assert isinstance(spec, ToolSpec), "a worker's tool is described before anybody is asked"
     described = {"description": spec.description} if spec.description else {}
     return {"type": "function", "function": {"name": spec.name, **described, "parameters": spec.schema}}
 

@@ -10,24 +10,30 @@ from typing import Final
 import msgspec
 
 from headrace.protocol.body import Body
-from workers.catalog import AfterContent, Catalog, ModelEntry, ProviderEntry, TierEntry, WrongCatalog, load
+from workers.catalog import GENERATOR, AfterContent, Catalog, ModelEntry, ProviderEntry, TierEntry, WrongCatalog, load
 from workers.chain import Candidate
+from workers.hedge import HedgeAfter
 from workers.providers import Provider
 from workers.providers.anthropic import AnthropicProvider
 from workers.providers.fallback import MODEL as FALLBACK_MODEL
 from workers.providers.fallback import FallbackProvider
+from workers.providers.generator import GeneratorProvider
 from workers.providers.openai import OpenAIProvider
+from workers.providers.responses import ResponsesProvider
 from workers.providers.scripted import ScriptedProvider
 from workers.providers.sdk import REQUESTS, SdkProvider
 
 _SHIPPED: Final = load(None)
-#: Any of these variables, not empty, makes a provider of the shipped catalog available.
-KEY_VARIABLES: Final = {name: entry.key for name, entry in _SHIPPED.providers.items() if entry.key}
 
 #: Why an answer comes from `fallback`: `source.reason`.
 NO_PROVIDER_KEY: Final = "no_provider_key"
 PROVIDERS_FAILED: Final = "providers_failed"
 
+_KINDS: Final[dict[str, type[SdkProvider]]] = {
+    "anthropic": AnthropicProvider,
+    "openai": OpenAIProvider,
+    "responses": ResponsesProvider,
+}
 _OWN: Final = ("fallback", "scripted")
 _FALLBACK: Final = Candidate("fallback", FALLBACK_MODEL)
 
@@ -44,6 +50,8 @@ class Route(msgspec.Struct, frozen=True):
     falls_back: bool = False
     """A tier was asked for: when all have failed before any content, the rules answer."""
     reason: str | None = None
+    hedge_after_s: HedgeAfter | None = None
+    """After how many seconds of silence the second is asked beside the first."""
 
 
 class Providers:
@@ -63,14 +71,14 @@ class Providers:
         `environ` tells the accounts apart; requests are made with the process's own environment.
         `requests` bounds the requests at a time to each provider whose entry names no bound. Raises WrongCatalog.
         """
-        for name, entry in catalog.providers.items():
-            if entry.format == "responses":
-                raise WrongCatalog(f'providers.{name}.format "responses" is not available yet; write "openai"')
         self.available = available | frozenset(made or ())
         self.catalog = catalog
         self._environ = os.environ if environ is None else environ
         self._requests = requests
         self._made: dict[str, Provider] = dict(made or {})
+        own = self._made.get(GENERATOR)
+        self._generators = own.models if isinstance(own, GeneratorProvider) else []
+        self._check_tiers()
         self._own: dict[str, Callable[[], Provider]] = {"fallback": FallbackProvider, "scripted": ScriptedProvider}
 
     @classmethod
@@ -81,11 +89,21 @@ class Providers:
         scripted: bool = True,
         requests: int = REQUESTS,
         catalog: Catalog = _SHIPPED,
+        made: Mapping[str, Provider] | None = None,
     ) -> Providers:
         """What the keys in `environ` allow; a provider that needs none is always available. Raises WrongCatalog."""
         keyed = {name for name, entry in catalog.providers.items() if entry.has_key(environ)}
         own = set(_OWN) if scripted else {"fallback"}
-        return cls(frozenset(keyed | own), catalog=catalog, environ=environ, requests=requests)
+        return cls(frozenset(keyed | own), catalog=catalog, environ=environ, requests=requests, made=made)
+
+    def _check_tiers(self) -> None:
+        """A worker that has generators has all that its tiers name. Raises WrongCatalog."""
+        there = {f"{GENERATOR}/{name}" for name in self._generators}
+        for tier, entry in self.catalog.tiers.items() if there else ():
+            for model in entry.models:
+                if model.startswith(f"{GENERATOR}/") and model not in there:
+                    registered = ", ".join(self._generators)
+                    raise WrongCatalog(f"tiers.{tier}.models: “{model}” is none of HEADRACE_GENERATORS: {registered}")
 
     # -- what a request means
 
@@ -106,10 +124,11 @@ class Providers:
                 wanted += self._named(name)
                 falls_back = falls_back or self.catalog.tier(name) is not None
         candidates = tuple(dict.fromkeys(each for each in wanted if each.provider in self.available))
-        policy = (tier or TierEntry(("-",))).after_content
+        tier = tier or TierEntry(("-",))
+        policy = tier.after_content
         if not candidates:
             return Route((_FALLBACK,), policy, reason=NO_PROVIDER_KEY)
-        return Route(candidates, policy, falls_back)
+        return Route(candidates, policy, falls_back, hedge_after_s=tier.hedge_after_s)
 
     def _named(self, model: str) -> list[Candidate]:
         """The candidates that `model` names, with a key or without. Raises UnknownModel."""
@@ -128,13 +147,16 @@ class Providers:
             raise UnknownModel(f"“{model}” names no model: {self._ways()}")
         if name == "scripted" and name not in self.available:
             raise UnknownModel(f"scripted models are turned off on this worker: {self._ways()}")
+        if name == GENERATOR and concrete not in self._generators:
+            there = ", ".join(self._generators) or "none, see HEADRACE_GENERATORS"
+            raise UnknownModel(f"there is no generator “{concrete}” on this worker; it has: {there}")
         return [self._candidate(name, concrete)]
 
     def _candidate(self, provider: str, model: str) -> Candidate:
         return Candidate(provider, model, self.catalog.model(f"{provider}/{model}").context)
 
     def _names(self) -> list[str]:
-        return [*self.catalog.providers, *_OWN]
+        return [*self.catalog.providers, *_OWN, GENERATOR]
 
     def _ways(self) -> str:
         tiers = ", ".join([*self.catalog.tiers, *self.catalog.complexity])
@@ -152,7 +174,7 @@ class Providers:
         return self._made[name]
 
     def _make(self, name: str, entry: ProviderEntry) -> Provider:
-        kind = {"anthropic": AnthropicProvider, "openai": OpenAIProvider}[entry.format]
+        kind = _KINDS[entry.format]
         prefills = frozenset(
             model.removeprefix(f"{name}/")
             for model, can in self.catalog.models.items()
@@ -161,8 +183,12 @@ class Providers:
         return kind(name, entry, requests=entry.requests or self._requests, prefills=prefills)
 
     def model(self, candidate: Candidate) -> ModelEntry:
-        """What a model can."""
-        return self.catalog.model(candidate.name)
+        """What a model can, as it is asked here."""
+        can = self.catalog.model(candidate.name)
+        entry = self.catalog.providers.get(candidate.provider)
+        if entry is not None and entry.format == "responses":  # it has no word for stop sequences
+            return msgspec.structs.replace(can, stop=False)
+        return can
 
     def models(self) -> Iterator[str]:
         """What may be asked for by name and has a key: tiers and complexities, then `provider/model`, each once."""
@@ -170,6 +196,12 @@ class Providers:
         of_tiers = [name for tier in self.catalog.tiers.values() for name in tier.models]
         listed = dict.fromkeys([*self.catalog.models, *of_tiers])
         yield from (name for name in listed if name.partition("/")[0] in self.available)
+        yield from (name for each in self._generators if (name := f"{GENERATOR}/{each}") not in listed)
+
+    @property
+    def keyless(self) -> list[str]:
+        """Providers of the catalog that lack a key."""
+        return [name for name in self.catalog.providers if name not in self.available]
 
     def credential(self, name: str) -> str | None:
         """Tells one provider's accounts apart without telling the key; None for one that has none of its own."""

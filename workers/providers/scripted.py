@@ -9,8 +9,11 @@ The model's name is the script: `story`, or parameters such as `tokens=200,rate=
 | size | 5 | characters a piece; ignored with `stamp` and `echo` |
 | stamp | 0 | 1: each piece is the monotonic clock in nanoseconds and a space, taken when the piece was due and made |
 | echo | 0 | 1: the answer is the last user message, word by word |
+| json | 0 | 1: the answer is a JSON document: the last user message if that is one, else one made up by the `schema` |
 | reasoning | 0 | pieces of reasoning before the text |
 | tools | 0 | tool calls after the text; the answer then stops with `tool` |
+| tool | – | names, with `+` between them: calls these tools instead of any text, and tells what they returned … |
+| rounds | 1 | … after so many times |
 | think_ms | 0 | silence before the first piece |
 | stall_after | – | silence for ever after so many pieces of text |
 | fail_after | – | failure after so many pieces of text … |
@@ -19,21 +22,25 @@ The model's name is the script: `story`, or parameters such as `tokens=200,rate=
 
 `max_tokens` of the request cuts the text and stops with `length`. Asked for what follows the beginning of its own
 answer, it goes on from there, all figures counting from the answer's start; a beginning that it would not have
-written is refused; with `stamp` it goes on after as many pieces.
+written is refused; with `stamp` it goes on after as many pieces. Arguments of a `tool` are the last user message if
+that is a JSON object; otherwise what the tool's schema requires is made up, texts being that message.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from itertools import chain, islice
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
 from headrace.protocol.body import Body
 from headrace.protocol.codes import DONE_ERROR_CODES
+from headrace.protocol.document import parse as parse_document
+from headrace.protocol.tools import ToolSpec, read_tool
 from workers.chain import Fault
 from workers.providers import (
     Continues,
@@ -48,6 +55,7 @@ from workers.providers import (
     ToolReady,
     Usage,
 )
+from workers.providers.example import NoExample, example
 from workers.providers.fallback import pieces
 
 #: Pieces in one list when nothing paces them; then the loop gets its turn.
@@ -86,9 +94,12 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 5
     stamp: bool = False
     echo: bool = False
+    json: bool = False
     story: bool = False
     reasoning: int = 0
     tools: int = 0
+    tool: str = ""
+    rounds: int = 1
     think_ms: int = 0
     stall_after: int | None = None
     fail_after: int | None = None
@@ -103,8 +114,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "size": (1, 2048),
     "stamp": (0, 1),
     "echo": (0, 1),
+    "json": (0, 1),
     "reasoning": (0, 100_000),
     "tools": (0, 100),
+    "rounds": (1, 1000),
     "think_ms": (0, 600_000),
     "stall_after": (0, 1_000_000),
     "fail_after": (0, 1_000_000),
@@ -128,10 +141,12 @@ def parse(model: str) -> Script:
             if value not in get_args(Fault):
                 raise _bad(f"fault is one of {', '.join(get_args(Fault))}")
             values[key] = value
+        elif key == "tool":
+            values[key] = value
         elif key in _RANGES:
             values[key] = _figure(key, value)
         else:
-            raise _bad(f"there is no “{key}”; there are {', '.join([*_RANGES, 'code', 'fault'])}")
+            raise _bad(f"there is no “{key}”; there are {', '.join([*_RANGES, 'tool', 'code', 'fault'])}")
     return msgspec.convert(values, Script, strict=False)
 
 
@@ -143,7 +158,7 @@ def _figure(key: str, value: str) -> float | int | bool:
         raise _bad(f"{key} is a number") from None
     if not low <= figure <= high:
         raise _bad(f"{key} is from {low:g} to {high:g}")
-    return bool(figure) if key in ("stamp", "echo") else figure
+    return bool(figure) if key in ("stamp", "echo", "json") else figure
 
 
 def _bad(what: str) -> ProviderError:
@@ -198,11 +213,18 @@ class ScriptedProvider:
         """Follow the script in `model`. Paced by an absolute schedule: a late piece delays none after it."""
         script = parse(model)
         prompt = body.messages[-1].content
+        if script.tool:
+            calls = list(_calls(script, body))
+            script, prompt = msgspec.structs.replace(script, tokens=0, echo=not calls), _results(body)
+        else:
+            calls = []
+        if script.json and not calls:
+            script, prompt = msgspec.structs.replace(script, echo=True), _document(body)
         start = told(script, prompt, kept)
         yield [Speaker(model)]
         if script.think_ms:
             await asyncio.sleep(script.think_ms / 1000)
-        run = _Run(script, body, start)
+        run = _Run(script, body, start, calls)
         async for events in _paced(run.events(prompt), script.rate):
             yield events
         if run.failed is not None:
@@ -219,8 +241,9 @@ class ScriptedProvider:
 class _Run:
     """What happens in one answer; how it ended is known when its events are used up."""
 
-    def __init__(self, script: Script, body: Body, start: tuple[int, int]) -> None:
+    def __init__(self, script: Script, body: Body, start: tuple[int, int], calls: Sequence[Event]) -> None:
         self._script = script
+        self._calls = calls
         self._max_tokens = body.max_tokens
         self._start = start
         self.made = 0
@@ -252,6 +275,9 @@ class _Run:
             self.made += 1
             yield Text(text[inside:])
             inside = 0
+        if self._calls:
+            yield from self._calls
+            self.reason = "tool"
         for number in range(1, script.tools + 1):
             yield from _tool_call(number)
             self.reason = "tool"
@@ -263,6 +289,61 @@ def _tool_call(number: int) -> Iterator[Event]:
     for delta in ('{"number":', f" {number}", "}"):
         yield ToolInput(call, delta)
     yield ToolReady(call, {"number": number})
+
+
+def _document(body: Body) -> str:
+    """Written as models write: over many lines, with spaces."""
+    try:
+        value = parse_document(body.messages[-1].content)
+    except ValueError:
+        value = _example(body.schema or {})
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    try:
+        return example(schema)
+    except NoExample as error:
+        raise _bad(str(error)) from None
+
+
+def _calls(script: Script, body: Body) -> Iterator[Event]:
+    """Of this round; nothing once the last one's results are there."""
+    turns = body.messages
+    asked = max((at for at, turn in enumerate(turns) if turn.role == "user"), default=-1)
+    round_ = 1 + sum(turn.calls is not None for turn in turns[asked + 1 :])
+    if round_ > script.rounds:
+        return
+    for number, name in enumerate(script.tool.split("+"), 1):
+        call = f"call_{round_}_{number}"
+        given = _arguments(name, body, turns[asked].content)
+        yield ToolCall(call, name)
+        for delta in pieces(msgspec.json.encode(given).decode()):
+            yield ToolInput(call, delta)
+        yield ToolReady(call, given)
+
+
+def _arguments(name: str, body: Body, prompt: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(prompt, type=dict[str, Any])
+    except (ValueError, RecursionError):
+        pass
+    specs = [read_tool(tool) for tool in body.tools or ()]
+    spec = next((spec for spec in specs if spec.name == name), None)
+    schema = spec.schema if isinstance(spec, ToolSpec) else {}
+    described = schema.get("properties", {})
+    made: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}}
+    return {each: made.get(described.get(each, {}).get("type"), prompt) for each in schema.get("required", ())}
+
+
+def _results(body: Body) -> str:
+    """What the tools of the last round returned, as an answer."""
+    results: list[str] = []
+    for turn in reversed(body.messages):
+        if turn.role != "tool":
+            break
+        results.insert(0, turn.content)
+    return f"The result is: {', '.join(results)}" if results else ""
 
 
 async def _paced(events: Iterator[Event], rate: float) -> AsyncGenerator[list[Event], None]:

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from headrace.protocol.body import Body
 from workers.catalog import Clocks, ProviderEntry, load
 from workers.chain import Fault
 from workers.providers import Continues, Event, ProviderError, Speaker, Usage
+from workers.providers.background import Background
 from workers.providers.continuation import continued
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
@@ -44,6 +45,8 @@ _FOREIGN = frozenset({"anthropic", "openai", "httpx2", "httpcore2", "aiohttp", "
 
 
 _SHIPPED: Final = load(None).providers
+#: Events that show nothing.
+_SILENT: Final = frozenset({Speaker, Usage, Background})
 #: Which clock is over: its fault, and what is said of it.
 _PHASES: Final[dict[Phase, tuple[Fault, str]]] = {
     "headers": ("headers_timeout", "did not answer within"),
@@ -142,42 +145,53 @@ class SdkProvider(ABC):
                 except Exception as error:
                     raise self._sorted(error) from None
 
-    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
+    def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
         """Ask `model`, for what follows `kept` if there is any (see `Provider.stream`).
 
         Closing the generator, or cancelling the task that waits for it, closes the socket.
         Raises ProviderError; `overloaded` if all of its requests are in use for `SLOT_WAIT_S`.
         """
+        if kept:
+            body = continued(body, kept, self.continues(model))
+        return self._answer(model, body)
+
+    def _answer(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
+        return self._read(self._decoder(), lambda: self._request(self._client, model, body))
+
+    async def _turn(self) -> None:
+        """Wait until one more request may be made. Raises ProviderError."""
         try:
             async with asyncio.timeout(SLOT_WAIT_S):
                 await self._slots.acquire()
         except TimeoutError:
             message = f"this worker already runs {self._requests} requests to {self.name}: try again soon"
             raise ProviderError("overloaded", message, after_ms=int(SLOT_WAIT_S * 1000)) from None
-        if kept:
-            body = continued(body, kept, self.continues(model))
+
+    async def _read(
+        self, decoder: AnswerDecoder[Any], begin: Callable[[], AbstractAsyncContextManager[Any]]
+    ) -> AsyncGenerator[list[Event], None]:
+        """One response's body, to its end. Raises ProviderError.
+
+        All of it is one generator: every token passes through each, and pays for it.
+        """
+        await self._turn()
         try:
             await self.warm()
-            async with aclosing(self._answer(model, body)) as answer:
-                async for events in answer:
-                    yield events
-        finally:
+            request = begin()
+        except BaseException:
             self._slots.release()
-
-    async def _answer(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
-        decoder = self._decoder()
+            raise
         watchdog = Watchdog(self._clocks)
         try:
             with watchdog:
-                async with self._request(self._client, model, body) as response:
+                async with request as response:
                     watchdog.headers()
                     self._check_content_type(response.headers.get("content-type", ""))
-                    async with aclosing(response.http_response.aiter_bytes()) as chunks:
+                    async with aclosing(_chunks(response.http_response)) as chunks:
                         async for chunk in chunks:
                             events = decoder.feed(chunk)
-                            watchdog.read(content=_is_content(events))
+                            watchdog.read(content=_is_content(events), pause=bool(events))
                             if events:
-                                watchdog.pause()
                                 yield events
                                 watchdog.resume()
                             if decoder.error is not None:
@@ -189,6 +203,8 @@ class SdkProvider(ABC):
                             yield events
         except Exception as error:
             raise self._sorted(error) from None
+        finally:
+            self._slots.release()
         if not decoder.stopped:
             if not (events := decoder.end()):
                 message = f"{self.name} ended its answer without saying that it was complete"
@@ -263,8 +279,22 @@ class SdkProvider(ABC):
             await client.close()
 
 
+def _chunks(response: Any) -> AsyncGenerator[bytes, None]:
+    """The body's bytes as the socket brings them. httpx2's own iterators cost a token two more generators; they are
+    needed where the body is compressed, which was not asked for.
+    """
+    if response.headers.get("content-encoding", "identity") == "identity":
+        chunks: AsyncGenerator[bytes, None] = response.stream.__aiter__()
+    else:
+        chunks = response.aiter_bytes()
+    return chunks
+
+
 def _is_content(events: list[Event]) -> bool:
-    return any(not isinstance(event, Speaker | Usage) for event in events)
+    for event in events:  # noqa: SIM110 - once a token, and a generator would cost as much as all of this
+        if type(event) not in _SILENT:
+            return True
+    return False
 
 
 async def _after_stop(

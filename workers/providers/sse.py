@@ -71,6 +71,10 @@ class SseSplitter:
             block = block.removeprefix(_BOM)
         if block.startswith(b"data: ") and b"\n" not in block:  # the common event of chat completions
             return b"", block[6:]
+        if block.startswith(b"event: "):  # … and of messages
+            first, _, rest = block[7:].partition(b"\ndata: ")
+            if rest and b"\n" not in rest and b"\n" not in first:
+                return first, rest
         name = b""
         data: list[bytes] = []
         for line in block.split(b"\n"):

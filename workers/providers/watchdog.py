@@ -37,6 +37,7 @@ class Watchdog:
     def __init__(self, clocks: Clocks) -> None:
         self._clocks = clocks
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -73,9 +74,11 @@ class Watchdog:
         self._byte_at = self._content_at = self._loop.time()
         self._look()
 
-    def read(self, *, content: bool) -> None:
-        """Something came; `content` if it was part of the answer."""
-        self._byte_at = now = self._loop.time()
+    def read(self, *, content: bool, pause: bool = False) -> None:
+        """Something came; `content` if it was part of the answer. `pause`: it is handed on before more is read."""
+        self._byte_at = now = self._now()
+        if pause:
+            self._paused_at = now
         if content:
             self._content_at = now
             if not self._has_content:
@@ -83,15 +86,15 @@ class Watchdog:
                 self._look()
 
     def pause(self) -> None:
-        self._paused_at = self._loop.time()
+        self._paused_at = self._now()
 
     def resume(self) -> None:
         if self._paused_at is not None:
-            paused_s = self._loop.time() - self._paused_at
+            paused_s = self._now() - self._paused_at
             self._paused_at = None
             self._begun_at += paused_s
-            self._byte_at += paused_s
             self._content_at += paused_s
+            self._byte_at += paused_s
 
     def _dues(self) -> list[tuple[float, Phase, float]]:
         clocks = self._clocks

@@ -16,10 +16,12 @@ from headrace.errors import (
     GenerationClosed,
     GenerationFailed,
     HeadraceError,
+    InvalidOutput,
     InvalidRequest,
     NotFound,
     ProtocolViolation,
     RequestRejected,
+    RoundsExhausted,
     StreamGone,
 )
 from headrace.events import (
@@ -48,10 +50,13 @@ from headrace.fold import Fold, ToolUse
 from headrace.generation import Generation
 from headrace.link import State
 from headrace.protocol.cursor import Cursor
-from headrace.protocol.frames import Message, StreamInfo
+from headrace.protocol.frames import Call, Message, StreamInfo
+from headrace.run import Run
+from headrace.tools import Tool
 
 __all__ = [
     "AuthenticationFailed",
+    "Call",
     "Citation",
     "Client",
     "ConnectionFailed",
@@ -68,6 +73,7 @@ __all__ = [
     "GenerationClosed",
     "GenerationFailed",
     "HeadraceError",
+    "InvalidOutput",
     "InvalidRequest",
     "Live",
     "Message",
@@ -80,6 +86,8 @@ __all__ = [
     "RequestRejected",
     "Reset",
     "Restarted",
+    "RoundsExhausted",
+    "Run",
     "Source",
     "Started",
     "State",
@@ -87,6 +95,7 @@ __all__ = [
     "StreamGone",
     "StreamInfo",
     "Text",
+    "Tool",
     "ToolCall",
     "ToolInput",
     "ToolReady",

@@ -45,8 +45,13 @@ from headrace.protocol.frames import (
     Streams,
     StreamState,
 )
+from headrace.run import Run
+from headrace.structured import schema_of
+from headrace.tools import AnyTool, Tool, declaration
 
-Messages = str | Sequence[Message | Mapping[str, str]]
+Messages = str | Sequence[Message | Mapping[str, Any]]
+#: Generations in a run.
+ROUNDS = 8
 
 
 class Options(TypedDict, total=False):
@@ -60,9 +65,9 @@ class Options(TypedDict, total=False):
     max_tokens: int
     temperature: float
     stop: list[str]
-    tools: list[dict[str, Any]]
+    tools: Sequence[AnyTool]
     tool_choice: str | dict[str, Any]
-    schema: dict[str, Any]
+    schema: dict[str, Any] | type
     session: str
     retry_of: RetryOf | Mapping[str, str]
     metadata: dict[str, Any]
@@ -73,6 +78,7 @@ class Options(TypedDict, total=False):
     abandon_after_ms: int
     on_worker_loss: Literal["restart", "continue", "fail"]
     cache: Literal["off", "use"]
+    prefetch: bool
     notify: bool
 
 
@@ -182,23 +188,70 @@ class Client:
         Args:
             prompt: The user's words, or the messages of the conversation.
             options: `model`, `system`, `max_tokens`, `window`, … With `attach=False` it is started and not watched.
+                `tools` takes functions, which are described and not run (`run` runs them), names of tools that the
+                workers have, and tools as docs/protocol.md §3 writes them. `schema` takes a JSON Schema, or a
+                dataclass, TypedDict or msgspec.Struct that the answer is to be; see `Generation.value`.
 
         Raises:
             InvalidRequest: An option has a value that no hub accepts.
+            TypeError: A function that cannot be described as a tool, a type that cannot be described as a schema.
         """
         self._check_open()
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         fields: dict[str, Any] = {"request": uuid.uuid4().hex, "window": WINDOW, **options}
         _check_window(fields["window"])
+        kind = fields.get("schema")
+        if isinstance(kind, type):
+            fields["schema"] = schema_of(kind)
+        if fields.get("tools") is not None:
+            fields["tools"] = [declaration(tool) for tool in fields["tools"]]
         try:
-            fields["messages"] = [msgspec.convert(message, Message, from_attributes=True) for message in messages]
+            fields["messages"] = _turns(prompt)
             if fields.get("retry_of") is not None:
                 fields["retry_of"] = msgspec.convert(fields["retry_of"], RetryOf, from_attributes=True)
             frame = Generate(id=0, **fields)
         except (msgspec.ValidationError, TypeError) as error:
             raise InvalidRequest(f"this request cannot be sent: {error}") from None
         generation = Generation(self, "", self.now())
+        generation.schema_type = kind if isinstance(kind, type) else None
+        again: dict[str, Any] = {name: value for name, value in options.items() if name != "request"}
+        generation._again = lambda changes: self.generate(frame.messages, **{**again, **changes})
         return self._add(generation, self._core.generate(frame, fields["window"], self.now()))
+
+    def run(self, prompt: Messages, *, rounds: int = ROUNDS, **options: Unpack[Options]) -> Run:
+        """Ask a model that may call this application's functions: whenever an answer ends with calls, they are run
+        and the model is asked again with their results.
+
+        Args:
+            prompt: The user's words, or the messages of the conversation.
+            rounds: How often the model may be asked in all.
+            options: As for `generate`. `tools` takes functions, `Tool`s, and names of tools that the workers have. A
+                `tool_choice` is for the first round: the model would be forced to call for ever.
+
+        Raises:
+            InvalidRequest: An option has a value that no hub accepts, or a tool has no function.
+            TypeError: A function that cannot be described as a tool.
+        """
+        if rounds < 1 or not options.get("attach", True):
+            raise InvalidRequest("a run is watched, and has at least one of its `rounds`")
+        tools = [tool if isinstance(tool, str | Mapping | Tool) else Tool(tool) for tool in options.get("tools") or ()]
+        if any(isinstance(tool, Mapping) and tool.get("type") != "worker" for tool in tools):
+            raise InvalidRequest("a run calls functions: give a tool of its own form as Tool(function, input_schema=…)")
+        if tools:
+            options["tools"] = tools
+        try:
+            messages = _turns(prompt)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise InvalidRequest(f"this request cannot be sent: {error}") from None
+
+        def ask(messages: list[Message], request: str) -> Generation:
+            options["request"] = request
+            generation = self.generate(messages, **options)
+            options.pop("tool_choice", None)
+            options.pop("retry_of", None)
+            return generation
+
+        own = [tool for tool in tools if isinstance(tool, Tool)]
+        return Run(ask, messages, own, options.get("request", uuid.uuid4().hex), rounds)
 
     def attach(
         self,
@@ -355,6 +408,12 @@ class Client:
             raise self._link.failure
         if self.state == "connecting":
             raise ConnectionFailed("this client is not connected yet: use it inside `async with`")
+
+
+def _turns(prompt: Messages) -> list[Message]:
+    if isinstance(prompt, str):
+        return [Message("user", prompt)]
+    return [msgspec.convert(message, Message, from_attributes=True) for message in prompt]
 
 
 def _check_window(window: object) -> None:

@@ -10,7 +10,9 @@ HeadraceError
 │   ├── NotFound              absent, expired, or somebody else's: a hub does not say which
 │   └── StreamGone            it was there, and is not any more
 ├── GenerationFailed          the answer ended badly: .code .retry .after_ms .text .retry_token
+│   ├── InvalidOutput         … because the answer is not the document that was asked for
 │   └── GenerationCancelled   … because somebody cancelled it, or nobody watched it
+├── RoundsExhausted           a run was given no more rounds, and the model still calls tools: .text .tools
 ├── DigestMismatch            the text is not what the hub logged, even after a second reading: .text
 └── GenerationClosed          this application let go of it: `aclose()`, or its client was closed
 
@@ -80,7 +82,8 @@ class GenerationFailed(HeadraceError):
         retry: What the hub advises.
         after_ms: How long to wait first, in milliseconds, when the hub said so.
         text: What was said until then.
-        retry_token: With `retry_of={"stream": …, "retry_token": …}`, continues from that text.
+        retry_token: Its generation's `retry()` goes on from that text; so does `generate` with
+            `retry_of={"stream": …, "retry_token": …}`. None: asking again would not help.
         stream: The stream that failed.
     """
 
@@ -92,11 +95,36 @@ class GenerationFailed(HeadraceError):
         self.text = text
         self.retry_token = done.retry_token
         self.stream = stream
-        super().__init__(f"{self.code}: {error.message if error else f'the answer was {done.status}'}")
+        hint = "; its `retry()` goes on from here" if done.retry_token else ""
+        super().__init__(f"{self.code}: {error.message if error else f'the answer was {done.status}'}{hint}")
+
+
+class InvalidOutput(GenerationFailed):
+    """What the model wrote is not the document that was asked for; `.text` has it as it is. Ask again."""
+
+    def __init__(self, done: Done, stream: str, text: str, problem: str = "") -> None:
+        super().__init__(done, stream, text)
+        if problem:  # nobody but this client found it
+            self.code, self.retry = "invalid_output", "now"
+            self.args = (f"invalid_output: {problem}",)
 
 
 class GenerationCancelled(GenerationFailed):
     """Cancelled by somebody, or ended because nobody watched (`code` is then `abandoned`)."""
+
+
+class RoundsExhausted(HeadraceError):
+    """A run ended with calls that nobody answered. `Run.messages` is the conversation, should it go on.
+
+    Attributes:
+        text: What the model said with its last calls.
+        tools: The names of the tools that it called.
+    """
+
+    def __init__(self, text: str, tools: list[str]) -> None:
+        super().__init__(f"the model still calls tools ({', '.join(tools)}) in the last round; allow more `rounds`")
+        self.text = text
+        self.tools = tools
 
 
 class DigestMismatch(HeadraceError):

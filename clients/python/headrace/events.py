@@ -92,7 +92,7 @@ class Notice(msgspec.Struct, frozen=True):
     provider: str | None = None
     after_ms: int | None = None
     parameter: str | None = None
-    """With `parameter_dropped`: what of the request the model does not take."""
+    """With `parameter_dropped` or `parameter_lowered`: what of the request the model does not take."""
 
 
 class Reset(msgspec.Struct, frozen=True):

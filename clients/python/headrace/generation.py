@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar, overload
 
 import msgspec
 
@@ -19,12 +20,18 @@ from headrace.errors import (
     GenerationClosed,
     GenerationFailed,
     HeadraceError,
+    InvalidOutput,
+    InvalidRequest,
     ProtocolViolation,
 )
 from headrace.events import Done, Event, Restarted, Source, Status, Usage
-from headrace.fold import Fold
+from headrace.fold import Fold, ToolUse
 from headrace.protocol.cursor import Cursor
-from headrace.protocol.frames import Delta, EntryFrame, Live
+from headrace.protocol.frames import Delta, EntryFrame, Live, Message, RetryOf
+from headrace.structured import snapshots, value_of
+from headrace.turns import TOOL_CALLS, open_calls, turns_of
+
+T = TypeVar("T")
 
 
 class Owner(Protocol):
@@ -61,11 +68,13 @@ class Generation:
         verified: Whether the text has the digest that its `done` names; None until then, and for a viewer
             that joined in the middle without the text before.
         reconnects: How often the connection was lost and the stream resumed.
+        schema_type: The type that was given as `schema`, if any: what `value()` makes.
     """
 
     def __init__(self, owner: Owner, text: str | None, asked_at: float | None) -> None:
         self._owner = owner
         self._attachment: Attachment | None = None
+        self._again: Callable[[Mapping[str, Any]], Generation] | None = None  # asks the same, with other options
         self._fold = Fold(text)
         self._asked_at = asked_at
         self._content_at: tuple[float, float] | None = None  # first and last
@@ -87,6 +96,7 @@ class Generation:
         self.error: HeadraceError | None = None
         self.verified: bool | None = None
         self.reconnects = 0
+        self.schema_type: Any = None
 
     def __repr__(self) -> str:
         offset = self.cursor.offset if self.cursor else 0
@@ -103,6 +113,21 @@ class Generation:
     def fold(self) -> Fold:
         """All content so far: text, reasoning, tool calls, citations."""
         return self._fold
+
+    @property
+    def tool_calls(self) -> list[ToolUse]:
+        """The calls without a result, in order, their arguments parsed. Once the answer ended with the stop reason
+        `tool_calls`, they are this application's to run: ask again, with `turns()` and the results.
+        """
+        return open_calls(self._fold)
+
+    def turns(self) -> list[Message]:
+        """What this answer adds to its conversation: put it behind the messages that were asked, and the next turn
+        behind it. What the worker's tools returned is in it; `tool_calls` are, once the answer ended for their sake.
+
+        As far as its events were taken, and of what a viewer saw that did not join in the middle.
+        """
+        return turns_of(self._fold, with_open_calls=self._done is not None and self._done.stop_reason == TOOL_CALLS)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -163,9 +188,65 @@ class Generation:
             raise self.error
         return self._fold.text
 
+    async def snapshots(self) -> AsyncIterator[Any]:
+        """The document as far as it arrived, as data: valid at any moment, never wrong, and complete in the end.
+
+        A snapshot holds all that came: strings, lists and objects end where the text ends, and a number at the very
+        end may still grow. The next one comes when the text has grown by a twelfth, so that all of them together cost
+        some twelve readings of the document. None: what was shown is void, and the answer begins again. An answer
+        that is not what was asked for ends the snapshots like any other; `value()` says what is wrong with it.
+
+        Use it in the place of iterating; what it takes is taken.
+        """
+        async for value in snapshots(self, self._fold):
+            yield value
+
+    @overload
+    async def value(self) -> Any: ...
+    @overload
+    async def value(self, type: type[T]) -> T: ...
+    async def value(self, type: Any = None) -> Any:
+        """Wait for the end; the document that the answer is.
+
+        Args:
+            type: What to make of it: a dataclass, a msgspec.Struct, or whatever else msgspec converts to. Without it,
+                the type that was asked for as `schema`; else dicts and lists.
+
+        Raises:
+            InvalidOutput: The answer is no JSON document, or not one that fits; the exception has the text.
+            HeadraceError: As `text()`.
+        """
+        await self.text()
+        assert self._done is not None, "text() waited for it"
+        try:
+            if not self._fold.whole:
+                raise ValueError("this viewer joined in the middle; attach from the start")
+            return value_of(self._fold.last_text, self.schema_type if type is None else type)
+        except ValueError as error:
+            why = f"the answer was cut off ({self._done.stop_reason})" if self._done.status == "truncated" else error
+            raise InvalidOutput(self._done, self.stream or "", self._fold.text, str(why)) from None
+
     async def cancel(self) -> None:
         """End the generation, for everybody who watches it. Durable once this returns; its `Done` follows."""
         await self._owner.cancel(await self.accepted())
+
+    def retry(self, **changes: Any) -> Generation:
+        """Ask the same again after a failure. The new generation begins with the text that is there and goes on from
+        it, where the model can; its text is the whole answer.
+
+        Args:
+            changes: Options of `generate` that are to be others this time, such as `model`.
+
+        Raises:
+            InvalidRequest: It did not fail, or asking again would not help (`retry` is `no`); or it was attached to,
+                and only who asked has the question: `generate` takes `retry_of`.
+        """
+        done = self._done
+        if done is None or done.retry_token is None or self.stream is None:
+            raise InvalidRequest(f"nothing to retry: this generation is {self.status}, or asking again is no use")
+        if self._again is None:
+            raise InvalidRequest("the question of this stream is not known here: use generate(…, retry_of=…)")
+        return self._again({**changes, "retry_of": RetryOf(self.stream, done.retry_token)})
 
     async def detach(self, on_abandon: OnAbandon | None = None) -> None:
         """Stop watching; the generation goes on as its `on_abandon` says.
@@ -307,7 +388,8 @@ class Generation:
         elif done.status == "cancelled":
             self.error = GenerationCancelled(done, stream, text)
         elif done.status == "failed":
-            self.error = GenerationFailed(done, stream, text)
+            is_invalid = done.error is not None and done.error.code == "invalid_output"
+            self.error = (InvalidOutput if is_invalid else GenerationFailed)(done, stream, text)
         self._end()
         return True
 

@@ -7,10 +7,11 @@ length, whatever the size of the pieces.
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from jiter import from_json
+
+from headrace.protocol.document import bare, parse
 
 #: A snapshot is made when the text has grown by this part.
 GROWTH: Final = 1 / 12
@@ -41,7 +42,7 @@ class PartialJSON:
         whole = self.text
         self._pieces = [whole]
         try:
-            self.value = from_json(_document(whole).encode("utf-8", "replace"), partial_mode="trailing-strings")
+            self.value = from_json(bare(whole).encode("utf-8", "replace"), partial_mode="trailing-strings")
         except ValueError:  # nothing yet, or not JSON after all: `finish` will say so
             return False
         return True
@@ -53,18 +54,5 @@ class PartialJSON:
 
     def finish(self) -> Any:
         """The value of the whole text, parsed strictly. Raises ValueError if it is not one JSON document."""
-        self.value = json.loads(_document(self.text), parse_constant=_no_constant)
+        self.value = parse(self.text)
         return self.value
-
-
-def _document(text: str) -> str:
-    """The text without a code fence around it: models that are asked for JSON in words like to write one."""
-    bare = text.lstrip()
-    if not bare.startswith("```"):
-        return text
-    _, _, inside = bare.partition("\n")
-    return inside.rstrip().removesuffix("```")
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

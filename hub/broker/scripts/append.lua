@@ -27,6 +27,7 @@ if ARGV[3] == 'c' then redis.call('HSET', KEYS[1], 'shown', 1, 'barren', 0)
 elseif ARGV[3] == 'r' then redis.call('HSET', KEYS[1], 'shown', 0) end
 if ARGV[5] ~= '0' then
   redis.call('HSET', KEYS[1], 'state', 'done', 'owner', '', 'lease', 0)
+  redis.call('HDEL', KEYS[1], 'underway')
   if ARGV[3] ~= 'k' then redis.call('HDEL', KEYS[1], 'request') end
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
   redis.call('PEXPIRE', KEYS[2], ARGV[5])

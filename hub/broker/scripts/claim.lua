@@ -5,7 +5,7 @@
 -- ARGV    mark, owner (mailbox), lease in ms, ttl in ms
 -- returns {"GONE"} | {"TERMINAL"} | {"FENCED"} | {"LEASED"} | {"OK", next offset, attempt, runs, cancel, shown, losses,
 --          request, options, user, bytes already in the log, {mailbox, demand, …},
---          abandon rule set by a detach, or empty}
+--          abandon rule set by a detach, or empty, what a provider still writes, or empty: see remember.lua}
 local m = redis.call('HMGET', KEYS[1], 'state', 'mark', 'owner', 'lease', 'attempt', 'runs', 'losses', 'barren')
 if not m[1] then return {'GONE'} end
 if m[1] == 'done' then return {'TERMINAL'} end
@@ -37,6 +37,6 @@ local bytes = 0
 if attempt > 1 then
   for _, entry in ipairs(redis.call('XRANGE', KEYS[2], '-', '+')) do bytes = bytes + #entry[2][4] end
 end
-local f = redis.call('HMGET', KEYS[1], 'cancel', 'shown', 'request', 'options', 'user', 'abandon')
+local f = redis.call('HMGET', KEYS[1], 'cancel', 'shown', 'request', 'options', 'user', 'abandon', 'underway')
 return {'OK', top + 1, attempt, runs, tonumber(f[1]), tonumber(f[2]), losses, f[3], f[4], f[5], bytes,
-  redis.call('HGETALL', KEYS[3]), f[6] or ''}
+  redis.call('HGETALL', KEYS[3]), f[6] or '', f[7] or ''}

@@ -11,6 +11,7 @@
 --                        shown    1 while content is visible that a restart must reset
 --                        user     who asked; request, options: MessagePack; lane; created: server time, ms
 --                        abandon  rule that a detach set in place of the option, absent until then
+--                        underway what a provider writes for it without a reader, absent unless there is such a thing
 -- KEYS[2] log    stream  entries N-0: k kind, d data
 -- ARGV    mark, data of the `queued` entry, user, request, options, lane, ttl in ms
 -- returns {"CREATED" | "EXISTS", state}

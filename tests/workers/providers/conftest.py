@@ -14,6 +14,7 @@ from tests.fakes import FakeProvider
 from workers.catalog import Clocks, load
 from workers.providers.anthropic import AnthropicProvider
 from workers.providers.openai import OpenAIProvider
+from workers.providers.responses import ResponsesProvider
 from workers.providers.sdk import REQUESTS, SdkProvider
 
 #: A model that each fake accepts, by provider.
@@ -41,9 +42,9 @@ async def fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeProvider]:
         yield fake
 
 
-@pytest.fixture(params=["anthropic", "openai"])
+@pytest.fixture(params=["anthropic", "openai", "responses"])
 async def provider(request: pytest.FixtureRequest, fake: FakeProvider) -> AsyncIterator[SdkProvider]:
-    """Each provider in turn, pointed at `fake`."""
+    """Each provider in turn, in each of its formats, pointed at `fake`."""
     made = make(request.param)
     yield made
     await made.close()
@@ -65,8 +66,10 @@ async def openai(fake: FakeProvider) -> AsyncIterator[SdkProvider]:
 
 def make(name: str, *, requests: int = REQUESTS, **clocks: float) -> SdkProvider:
     """As shipped, but for the clocks, named as in the catalog."""
-    entry = msgspec.structs.replace(load(None).providers[name], clocks=Clocks(**clocks))
-    return (AnthropicProvider if name == "anthropic" else OpenAIProvider)(name, entry, requests=requests)
+    format_, name = name, "openai" if name == "responses" else name
+    entry = msgspec.structs.replace(load(None).providers[name], format=format_, clocks=Clocks(**clocks))
+    kinds = {"anthropic": AnthropicProvider, "openai": OpenAIProvider, "responses": ResponsesProvider}
+    return kinds[format_](name, entry, requests=requests)
 
 
 @pytest.fixture

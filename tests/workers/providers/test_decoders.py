@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.completions import CompletionsFormat
 from tests.fakes.messages import MessagesFormat
+from tests.fakes.responses import ResponsesFormat
 from tests.fakes.script import Script
 from workers.providers import (
     Event,
@@ -27,18 +28,20 @@ from workers.providers import (
 from workers.providers.anthropic import AnthropicDecoder
 from workers.providers.decoder import TOOL_INPUT_CHARS, AnswerDecoder, MalformedStream
 from workers.providers.openai import OpenAIDecoder
+from workers.providers.responses_decoder import ResponsesDecoder
 
-PROVIDERS = ["anthropic", "openai"]
+PROVIDERS = ["anthropic", "openai", "responses"]
+_DECODERS: dict[str, Any] = {"anthropic": AnthropicDecoder, "openai": OpenAIDecoder, "responses": ResponsesDecoder}
+_FORMATS: dict[str, Any] = {"anthropic": MessagesFormat, "openai": CompletionsFormat, "responses": ResponsesFormat}
 
 
 def decoder_of(provider: str) -> AnswerDecoder[Any]:
-    return AnthropicDecoder() if provider == "anthropic" else OpenAIDecoder()
+    return _DECODERS[provider]()  # type: ignore[no-any-return]
 
 
 def stream_of(provider: str, script: Script) -> bytes:
     """The whole event stream as the fake would write it."""
-    body = {"model": "m", "stream_options": {"include_usage": True}}
-    form = MessagesFormat(script, body) if provider == "anthropic" else CompletionsFormat(script, body)
+    form = _FORMATS[provider](script, {"model": "m", "stream_options": {"include_usage": True}})
     parts = [*form.opening(), script.extra, *(form.token(text) for text in script.pieces()), *form.closing()]
     return b"".join(parts)
 

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
-from workers.catalog import WrongCatalog, load, parse
+from workers.catalog import load
 from workers.providers.anthropic import AnthropicProvider
 from workers.providers.fallback import FallbackProvider
 from workers.providers.registry import Providers, UnknownModel
@@ -139,12 +139,6 @@ def test_a_provider_of_the_operator_s_own_needs_its_key_or_none(tmp_path: Path) 
     assert paid.credential("paid") != other.credential("paid")
     assert paid.credential("local") == other.credential("local") is not None
     assert paid.credential("fallback") is None
-
-
-def test_a_format_that_is_not_there_yet_is_said_to_be() -> None:
-    catalog = parse({"providers": {"x": {"format": "responses"}}})
-    with pytest.raises(WrongCatalog, match=r"providers\.x\.format .* not available yet"):
-        Providers(frozenset(), catalog=catalog)
 
 
 async def test_a_provider_is_made_once() -> None:

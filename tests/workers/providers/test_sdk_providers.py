@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import logging
 import socket
 import time
@@ -14,6 +15,7 @@ import pytest
 from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
 from tests.fakes import FakeProvider, Script
+from tests.fakes.messages import MessagesFormat
 from tests.workers.providers.conftest import MODELS, SECRET_KEY, SECRET_PROMPT, make
 from workers.providers import Citation, Event, ProviderError, Reasoning, Speaker, Stop, Text, ToolReady, Usage
 from workers.providers import sdk as sdk_module
@@ -88,6 +90,17 @@ async def test_comments_and_unknown_events_are_ignored(provider: SdkProvider, fa
     assert text_of(await ask(provider, body)) == "0000 0001 0002 "
 
 
+async def test_a_body_that_is_compressed_against_our_wish_is_read_all_the_same(
+    anthropic: SdkProvider, fake: FakeProvider, body: Body
+) -> None:
+    plain = Script(texts=["so ", "small"])
+    form = MessagesFormat(plain, {"model": MODELS["anthropic"]})
+    stream = b"".join([*form.opening(), *map(form.token, plain.pieces()), *form.closing()])
+    packed = ("text/event-stream", gzip.compress(stream))
+    fake.queue.append(Script(raw_body=packed, headers={"content-encoding": "gzip"}))
+    assert text_of(await ask(anthropic, body)) == "so small"
+
+
 async def test_the_connection_is_used_again(provider: SdkProvider, fake: FakeProvider, body: Body) -> None:
     for _ in range(3):
         await ask(provider, body)
@@ -96,6 +109,14 @@ async def test_the_connection_is_used_again(provider: SdkProvider, fake: FakePro
 
 
 # -- requests --------------------------------------------------------------------------------------------------
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 
 
 def full_body() -> Body:
@@ -111,7 +132,7 @@ def full_body() -> Body:
             {"type": "function", "function": {"name": "b", "parameters": {"type": "object"}}},
         ],
         tool_choice={"name": "a"},
-        schema={"type": "object"},
+        schema=CITY,
     )
 
 
@@ -136,7 +157,7 @@ async def test_anthropic_is_asked_in_its_own_words(anthropic: SdkProvider, fake:
             {"name": "b", "input_schema": {"type": "object"}},
         ],
         "tool_choice": {"type": "tool", "name": "a"},
-        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "output_config": {"format": {"type": "json_schema", "schema": CITY}},
         "stream": True,
     }
 
@@ -167,7 +188,7 @@ async def test_openai_is_asked_in_its_own_words(openai: SdkProvider, fake: FakeP
         "tool_choice": {"type": "function", "function": {"name": "a"}},
         "response_format": {
             "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": {"type": "object"}},
+            "json_schema": {"name": "answer", "schema": CITY, "strict": True},
         },
         "stream": True,
         "stream_options": {"include_usage": True},

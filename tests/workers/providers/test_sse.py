@@ -17,6 +17,11 @@ def split(*chunks: bytes) -> list[tuple[bytes, bytes]]:
     [
         (b"data: one\n\n", [(b"", b"one")]),
         (b"event: a\ndata: one\n\n", [(b"a", b"one")]),
+        (b"event: a\ndata: one\ndata: two\n\n", [(b"a", b"one\ntwo")]),
+        (b"event: a\nid: 1\ndata: one\n\n", [(b"a", b"one")]),
+        (b"event: a\nevent: b\ndata: one\n\n", [(b"b", b"one")]),
+        (b"event: a\ndata: \n\n", [(b"a", b"")]),
+        (b"event: a\ndata: one\nid: 1\n\n", [(b"a", b"one")]),
         (b"data:one\n\ndata:  two\n\n", [(b"", b"one"), (b"", b" two")]),
         (b"data: one\ndata: two\n\n", [(b"", b"one\ntwo")]),
         (b"data\n\n", [(b"", b"")]),

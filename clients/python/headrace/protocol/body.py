@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.protocol.frames import Generate, Message
+from headrace.protocol.frames import Generate, Message, RetryOf
 
 
 class Body(msgspec.Struct, omit_defaults=True):
@@ -25,6 +25,7 @@ class Body(msgspec.Struct, omit_defaults=True):
     tool_choice: str | dict[str, Any] | None = None
     schema: dict[str, Any] | None = None
     session: str | None = None
+    retry_of: RetryOf | None = None
 
     @classmethod
     def of(cls, frame: Generate) -> Body:
@@ -50,3 +51,5 @@ class Options(msgspec.Struct, omit_defaults=True):
     abandon_after_ms: int = 120_000
     on_worker_loss: str = "restart"
     metadata: dict[str, Any] | None = None
+    cache: str = "off"
+    prefetch: bool = False

@@ -129,8 +129,9 @@ def _if_valid(value: Any, kind: Any) -> Any:
 
 def _not_plain(frame: frames.Generate) -> str | None:
     """Free-form fields may hold what JSON can hold, and no more: both encodings carry the same values."""
-    for name in ("tools", "tool_choice", "schema", "metadata"):
-        pending = [getattr(frame, name)]
+    inputs = [call.input for message in frame.messages for call in message.calls or ()]
+    for name in ("tools", "tool_choice", "schema", "metadata", "messages"):
+        pending = inputs if name == "messages" else [getattr(frame, name)]
         while pending:
             value = pending.pop()
             if isinstance(value, dict):
