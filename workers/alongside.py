@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -11,10 +10,8 @@ from hub.broker.keys import StreamKey
 from workers.chain import Ask, Candidate, Chain
 from workers.contest import Contender, contest
 from workers.hedge import HedgeAfter
+from workers.office import Office
 from workers.providers import ProviderError
-
-if TYPE_CHECKING:
-    from workers.asking import Office
 
 log_ = structlog.get_logger(__name__)
 

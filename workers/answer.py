@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import structlog
 
-from workers.asking import Office, Question
 from workers.generation import Ending
+from workers.office import Office
 from workers.providers import ProviderError
+from workers.question import Question
 from workers.run import Run
 from workers.stepping import answer
 

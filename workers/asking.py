@@ -8,40 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
 
 from headrace.protocol import entries as kinds
 from headrace.protocol.body import Body
-from hub.broker.keys import AnswerKey
 from hub.broker.usage import Outcome
 from workers.alongside import Alongside
 from workers.capability import fitted
 from workers.chain import QUICK_RETRY_S, Ask, Candidate, Chain, Fault, Shown
 from workers.contest import Beaten, Contender
 from workers.generation import Ending, Speaker
-from workers.hedge import Hedging
-from workers.judging import Court
+from workers.office import Office
 from workers.providers import Continues, Event, Provider, ProviderError, Stop
 from workers.providers.fallback import MODEL_OUTAGE
-from workers.providers.registry import PROVIDERS_FAILED, Providers, Route
+from workers.providers.registry import PROVIDERS_FAILED
+from workers.question import Question
 from workers.rereading import Rereading
 from workers.retelling import Retelling
 from workers.retried import RETRY
 from workers.run import Run
 from workers.seam import Seam
-from workers.sharing import Sharing
 from workers.steps import Steps
-from workers.takeover import GoOn, Kept, ReadOn
-from workers.tools.runner import ToolRunner
-from workers.upstream import Remember, Underway, Upstream
-from workers.usage import Attempt, Call, UsageReporter
+from workers.takeover import GoOn, Kept
+from workers.upstream import Underway, Upstream
+from workers.usage import Call
 
 log_ = structlog.get_logger(__name__)
 
@@ -55,74 +52,6 @@ _NEEDS_MODEL = "a structured answer needs a model, and no provider has a key on 
 _UNSAID = "the provider ended its answer without saying so"
 #: Faults that another asking cannot be blamed for: the rules do not answer in the place of an error about them.
 _ANSWERED: frozenset[Fault] = frozenset({"blocked", "request", "context"})
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of whom. `kept` is the beginning of the answer, when a lost worker's or a failed one is gone on
-    with; `is_quoted`: it stands at the head of this attempt's own entries.
-    """
-
-    route: Route
-    body: Body
-    attempt: Attempt
-    kept: str = ""
-    is_quoted: bool = False
-    shared: AnswerKey | None = None
-    """What it has in common with requests that may have the same answer; None: it has its own."""
-    underway: tuple[Underway, ReadOn] | None = None
-    """What a provider still writes for a lost worker, and how it is read on; `kept` is the text that stays."""
-
-    @property
-    def before(self) -> str:
-        """What viewers have of the answer beside this attempt's own entries."""
-        return "" if self.is_quoted else self.kept
-
-    @property
-    def first(self) -> Candidate:
-        """Who is asked if nothing speaks against it."""
-        return self.route.candidates[0]
-
-
-class Health(Protocol):
-    """Who keeps the record of how providers fare."""
-
-    def ended(self, candidate: Candidate, error: ProviderError | None, ttft_s: float | None) -> None:
-        """A call ended: in order, or with `error`. Calls that were cut off by us are not told."""
-        ...
-
-
-class Breakers(Health, Protocol):
-    """Who is kept out for now because it failed lately."""
-
-    async def look(self, candidates: Sequence[Candidate]) -> None:
-        """Learn how these stand, if that is not known from a moment ago."""
-        ...
-
-    def open_for(self, candidate: Candidate) -> float:
-        """Seconds; 0: it may be asked."""
-        ...
-
-    async def enter(self, candidate: Candidate) -> bool:
-        """Whether it may be asked now: one that failed lately is tried by one request at a time."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Office:
-    """What every generation of a worker asks by."""
-
-    providers: Providers
-    breakers: Breakers
-    health: Health
-    usage: UsageReporter
-    mark: Callable[[Run], None]
-    clock: Callable[[], float]
-    sharing: Sharing
-    tools: ToolRunner
-    remember: Remember
-    hedging: Hedging = field(default_factory=Hedging)
-    court: Court = field(default_factory=Court)
 
 
 Listener = Seam | Retelling | Rereading

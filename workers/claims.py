@@ -23,12 +23,12 @@ from hub.broker.lanes import Ticket
 from hub.broker.log import Claim, Refused
 from hub.broker.lost import Asked, asked_of
 from hub.broker.mailbox import still_there
-from workers.asking import Question
 from workers.generation import CANCELLED, Ending, Generation, Speaker, worker_lost
 from workers.lease import run_ttl_ms
 from workers.providers import Continues
 from workers.providers.registry import Providers, UnknownModel
 from workers.quarantine import Quarantine, Suspicion, suspicion
+from workers.question import Question
 from workers.retried import retried
 from workers.run import Run
 from workers.settings import WorkerSettings

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -22,13 +22,11 @@ from hub.broker.connections import Unreachable
 from hub.broker.keys import AnswerKey, StreamKey, stream_of
 from workers.generation import Ending, Speaker
 from workers.providers import Event, Usage
+from workers.question import Question
 from workers.rendition import Rendition, Step, Survey
 from workers.run import Run
 from workers.takeover import Kept
 from workers.watch import Watch
-
-if TYPE_CHECKING:
-    from workers.asking import Question
 
 log_ = structlog.get_logger(__name__)
 _T = TypeVar("_T")

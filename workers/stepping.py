@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import Final
 
 from hub.broker.keys import org_of, stream_of
-from workers.asking import Asking, Office, Question
+from workers.asking import Asking
 from workers.generation import TOOL_STEPS
+from workers.office import Office
 from workers.providers import Stop, ToolResult
+from workers.question import Question
 from workers.run import Run
 from workers.steps import Steps, Wanted
 from workers.tools.asker import Caller

@@ -17,14 +17,15 @@ from hub.broker.keys import ALL_LANES, TAKEOVER_LANE
 from hub.broker.lanes import Ticket
 from workers.answer import read_answer
 from workers.appender import Appender
-from workers.asking import Office, Question
 from workers.breakers import Breakers
 from workers.claims import Claims
 from workers.health import HealthReporter
 from workers.inbox import Inbox
 from workers.intake import Intake
 from workers.lease import LeaseKeeper
+from workers.office import Office
 from workers.providers.registry import Providers
+from workers.question import Question
 from workers.routing import Routing
 from workers.run import Run
 from workers.settings import WorkerSettings
