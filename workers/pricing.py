@@ -53,8 +53,8 @@ def needs_library(provider: str, own: Price | None) -> bool:
     return own is None and provider not in FREE
 
 
-def cost_micros(provider: str, model: str, usage: Counted, own: Price | None) -> int | None:
-    """Millionths of a US dollar for one call; None: the price is not known. Loads the library if it must."""
+def cost_nanos(provider: str, model: str, usage: Counted, own: Price | None) -> int | None:
+    """Billionths of a US dollar for one call; None: the price is not known. Loads the library if it must."""
     if own is not None:
         return _own(own, usage)
     if provider in FREE or not (usage.input_tokens or usage.output_tokens):
@@ -71,7 +71,7 @@ def cost_micros(provider: str, model: str, usage: Counted, own: Price | None) ->
         "cache_write_tokens": min(usage.cache_write_tokens, usage.input_tokens - cached) or None,
     }
     try:
-        return _micros(calc_price(Priced(**parts), model_ref=model, provider_id=provider).total_price)
+        return _nanos(calc_price(Priced(**parts), model_ref=model, provider_id=provider).total_price)
     except LookupError:
         return None
     except Exception as error:  # another's table of prices is not worth an answer
@@ -88,8 +88,8 @@ def _own(price: Price, usage: Counted) -> int:
         (usage.cache_write_tokens, price.input if price.cache_write is None else price.cache_write),
         (usage.output_tokens, price.output),
     )
-    return _micros(sum((Decimal(tokens) * Decimal(str(dollars)) for tokens, dollars in parts), Decimal()) / 1_000_000)
+    return _nanos(sum((Decimal(tokens) * Decimal(str(dollars)) for tokens, dollars in parts), Decimal()) / 1_000_000)
 
 
-def _micros(dollars: Decimal) -> int:
-    return int((dollars * 1_000_000).quantize(Decimal(1), ROUND_HALF_UP))
+def _nanos(dollars: Decimal) -> int:
+    return int((dollars * 1_000_000_000).quantize(Decimal(1), ROUND_HALF_UP))

@@ -155,8 +155,8 @@ class Call:
                 self._attempt, self._number, self._provider, self._model, self._meter, otherwise,
                 prompt_bytes=self._prompt_bytes, started_ms=self._started_ms,
             )  # fmt: skip
-            if row.cost_micros is not None and not row.estimated and self._provider not in pricing.FREE:
-                self._cost_usd = row.cost_micros / 1e6
+            if row.cost_nanos is not None and not row.estimated and self._provider not in pricing.FREE:
+                self._cost_usd = row.cost_nanos / 1e9
 
     def void(self) -> None:
         """It told nothing of an answer that was begun before: what was reported of that stands."""
@@ -337,7 +337,7 @@ class UsageReporter:
 
     def _priced(self, row: UsageRow) -> UsageRow:
         own = self._price_of(row.provider, row.model)
-        return msgspec.structs.replace(row, cost_micros=pricing.cost_micros(row.provider, row.model, row, own))
+        return msgspec.structs.replace(row, cost_nanos=pricing.cost_nanos(row.provider, row.model, row, own))
 
     async def _read(self, loss: _Loss) -> list[UsageRow]:
         calls, first = LostCalls(loss.runs, loss.except_mark, loss.same), 1

@@ -25,7 +25,7 @@ GROUP = "ledger"
 ROWS = 1_000_000
 #: The most that one row may say: a provider that reports nonsense must not make the sum of all rows overflow.
 MOST_TOKENS = 10**12
-MOST_MICROS = 10**15
+MOST_NANOS = 10**15
 _NAME_CHARACTERS = 256
 #: Rows of a writer that took them and said nothing for so long, in ms, are the next writer's.
 STRANDED_MS = 60_000
@@ -37,7 +37,7 @@ class UsageRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """One provider call. Written any number of times under its id it counts once.
 
     `input_tokens` is the grand total, `cached_tokens` and `cache_write_tokens` are parts of it; `output_tokens`
-    includes `reasoning_tokens`. `cost_micros` is in millionths of a US dollar, None: the price is not known.
+    includes `reasoning_tokens`. `cost_nanos` is in billionths of a US dollar, None: the price is not known.
     """
 
     id: str
@@ -57,7 +57,7 @@ class UsageRow(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
-    cost_micros: int | None = None
+    cost_nanos: int | None = None
     estimated: bool = False
     """The provider did not report: tokens were estimated from the text."""
 

@@ -264,7 +264,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
         ("headrace usage", "the last 30 days, by model"),
         ("headrace usage --by user --since 7d", "the most expensive first"),
         ("headrace usage --by day --since 2026-11-01 --org acme", ""),
-        ("headrace usage --by org --json | jq 'map(.cost_micros) | add'", "in millionths of a dollar"),
+        ("headrace usage --by org --json | jq 'map(.cost_nanos) | add'", "in billionths of a dollar"),
     )
 )
 def usage(

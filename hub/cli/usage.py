@@ -73,7 +73,7 @@ def table(by: By, totals: Sequence[Total]) -> Table:
         made.add_row(
             Text(total.name),
             *(f"{value:,}" for value in (total.calls, total.input_tokens, total.cached_tokens, total.output_tokens)),
-            "unknown" if total.unpriced == total.calls else f"{total.cost_micros / 1e6:,.4f}",
+            "unknown" if total.unpriced == total.calls else f"{total.cost_nanos / 1e9:,.4f}",
             ", ".join(_remarks(total)),
         )
     if len(totals) == GROUPS:

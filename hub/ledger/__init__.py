@@ -50,7 +50,7 @@ class Total(msgspec.Struct, frozen=True):
     input_tokens: int
     output_tokens: int
     cached_tokens: int
-    cost_micros: int
+    cost_nanos: int
     """Of the calls whose price is known."""
     unpriced: int
     """Calls whose price is not known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hub.broker.usage import MOST_MICROS, MOST_TOKENS, UsageRow, name
+from hub.broker.usage import MOST_NANOS, MOST_TOKENS, UsageRow, name
 from hub.ledger import GROUPS, Query
 
 COLUMNS: Final = UsageRow.__struct_fields__
@@ -26,7 +26,7 @@ CREATE: Final = (
   cached_tokens BIGINT NOT NULL,
   cache_write_tokens BIGINT NOT NULL,
   reasoning_tokens BIGINT NOT NULL,
-  cost_micros BIGINT,
+  cost_nanos BIGINT,
   estimated BOOLEAN NOT NULL
 )""",
     "CREATE INDEX IF NOT EXISTS headrace_usage_ended ON headrace_usage (ended_ms)",
@@ -61,7 +61,7 @@ def _value(column: str, value: object) -> object:
     if isinstance(value, str):
         return name(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        most = MOST_MICROS if column.endswith(("_micros", "_ms")) else MOST_TOKENS
+        most = MOST_NANOS if column.endswith(("_nanos", "_ms")) else MOST_TOKENS
         return min(max(value, 0), most)
     return value
 
@@ -77,7 +77,7 @@ def totals(query: Query, marks: list[str]) -> tuple[str, list[object]]:
     name = _NAMES[query.by]
     return (
         f"SELECT {name} AS name, COUNT(*), SUM(input_tokens), SUM(output_tokens), SUM(cached_tokens), "
-        "COALESCE(SUM(cost_micros), 0), SUM(CASE WHEN cost_micros IS NULL THEN 1 ELSE 0 END), "
+        "COALESCE(SUM(cost_nanos), 0), SUM(CASE WHEN cost_nanos IS NULL THEN 1 ELSE 0 END), "
         "SUM(CASE WHEN estimated THEN 1 ELSE 0 END) "
         f"FROM headrace_usage WHERE {' AND '.join(wheres)} GROUP BY 1 ORDER BY 6 DESC, 2 DESC, 1 LIMIT {GROUPS}",
         arguments,

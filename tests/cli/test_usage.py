@@ -31,10 +31,10 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> str:
         await ledger.open()
         await ledger.write(
             [
-                row(1, ended_ms=NOW_MS, cost_micros=1_234_567, cached_tokens=40),
-                row(2, ended_ms=NOW_MS, user="ben", model="opus", cost_micros=None, estimated=True),
-                row(3, ended_ms=NOW_MS - 40 * DAY_MS, cost_micros=5),
-                row(4, ended_ms=NOW_MS, org="other", user="[bold]eve", cost_micros=7_000_000),
+                row(1, ended_ms=NOW_MS, cost_nanos=1_234_567_000, cached_tokens=40),
+                row(2, ended_ms=NOW_MS, user="ben", model="opus", cost_nanos=None, estimated=True),
+                row(3, ended_ms=NOW_MS - 40 * DAY_MS, cost_nanos=5000),
+                row(4, ended_ms=NOW_MS, org="other", user="[bold]eve", cost_nanos=7_000_000_000),
             ]
         )
         await ledger.close()
@@ -57,9 +57,9 @@ def test_sums_are_shown_with_what_is_not_certain_about_them(ledger: str) -> None
 
 def test_programs_get_numbers(ledger: str) -> None:
     done = usage(ledger, "--by", "user", "--since", "60d", "--json")
-    found = {total["name"]: (total["calls"], total["cost_micros"]) for total in json.loads(done.stdout)}
+    found = {total["name"]: (total["calls"], total["cost_nanos"]) for total in json.loads(done.stdout)}
     assert list(found) == ["[bold]eve", "ada", "ben"]
-    assert found["ada"] == (2, 1_234_572)
+    assert found["ada"] == (2, 1_234_572_000)
 
 
 def test_names_are_shown_as_they_are_and_only_of_whom_was_asked_for(ledger: str) -> None:

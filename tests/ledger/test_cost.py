@@ -72,11 +72,11 @@ def script(format_: str, **more: Any) -> Script:
 
 
 def by_the_library(format_: str) -> float:
-    """Millionths of a dollar, read and priced by the library alone from the provider's own object."""
+    """Billionths of a dollar, read and priced by the library alone from the provider's own object."""
     report = REPORTS[format_] | ({"output_tokens": TOKENS} if format_ == "anthropic" else {})
     flavor = "chat" if format_ == "openai" else "default"
     extracted = extract_usage({"model": MODELS[format_], "usage": report}, provider_id=format_, api_flavor=flavor)
-    return float(extracted.calc_price().total_price) * 1e6
+    return float(extracted.calc_price().total_price) * 1e9
 
 
 def of_its_tokens(row: Row) -> float:
@@ -84,7 +84,7 @@ def of_its_tokens(row: Row) -> float:
         input_tokens=row["input_tokens"], output_tokens=row["output_tokens"],
         cache_read_tokens=row["cached_tokens"], cache_write_tokens=row["cache_write_tokens"],
     )  # fmt: skip
-    return float(calc_price(priced, model_ref=row["model"], provider_id=row["provider"]).total_price) * 1e6
+    return float(calc_price(priced, model_ref=row["model"], provider_id=row["provider"]).total_price) * 1e9
 
 
 @pytest.mark.parametrize("format_", ["anthropic", "openai"])
@@ -95,8 +95,7 @@ async def test_a_call_costs_what_the_library_reads_out_of_the_provider_s_own_rep
     [row] = await rows_of(broker, told.key, tmp_path / "usage.db")
     assert (row["provider"], row["outcome"], row["estimated"]) == (format_, "completed", 0)
     assert row["cached_tokens"] > 0 and row["output_tokens"] == TOKENS
-    assert by_the_library(format_) > 1000, "so that whole millionths are within a thousandth"
-    assert row["cost_micros"] == pytest.approx(by_the_library(format_), rel=0.001)
+    assert row["cost_nanos"] == pytest.approx(by_the_library(format_), rel=0.001)
 
 
 async def test_every_attempt_of_an_answer_is_on_the_bill_and_what_was_cut_off_is_marked(
@@ -108,9 +107,9 @@ async def test_every_attempt_of_an_answer_is_on_the_bill_and_what_was_cut_off_is
     for row in (first, again):
         assert (row["provider"], row["outcome"], row["estimated"]) == ("anthropic", "failed", 1)
         assert row["cached_tokens"] == 150_000, "it had said what it read"
-        assert row["output_tokens"] > 1000 and row["cost_micros"] == pytest.approx(of_its_tokens(row), rel=0.001)
+        assert row["output_tokens"] > 1000 and row["cost_nanos"] == pytest.approx(of_its_tokens(row), rel=0.001)
     assert (last["provider"], last["outcome"], last["estimated"]) == ("openai", "completed", 0)
-    assert last["cost_micros"] == pytest.approx(by_the_library("openai"), rel=0.001)
+    assert last["cost_nanos"] == pytest.approx(by_the_library("openai"), rel=0.001)
 
 
 @pytest.mark.parametrize("format_", ["anthropic", "openai"])
@@ -133,4 +132,4 @@ async def test_what_is_cancelled_is_estimated_from_what_came_and_says_so(
     [row] = await rows_of(broker, key, tmp_path / "usage.db")
     assert (done["status"], row["outcome"], row["estimated"]) == ("cancelled", "cancelled", 1)
     assert row["input_tokens"] > 0 and row["output_tokens"] >= 100
-    assert row["cost_micros"] == pytest.approx(of_its_tokens(row), rel=0.001, abs=0.5)  # a row holds whole millionths
+    assert row["cost_nanos"] == pytest.approx(of_its_tokens(row), rel=0.001)

@@ -63,10 +63,10 @@ async def port(start_hub: StartHub, broker: Broker, tmp_path: Path) -> int:
     queue = UsageQueue(broker.connections.control)
     await queue.add(
         [
-            row(1, ended_ms=now_ms, user="ada", cost_micros=30),
-            row(2, ended_ms=now_ms, user="ben", cost_micros=20),
-            row(3, ended_ms=now_ms - 60 * 86_400_000, user="ada", cost_micros=10),
-            row(4, ended_ms=now_ms, org="rival", user="ada", cost_micros=5),
+            row(1, ended_ms=now_ms, user="ada", cost_nanos=30),
+            row(2, ended_ms=now_ms, user="ben", cost_nanos=20),
+            row(3, ended_ms=now_ms - 60 * 86_400_000, user="ada", cost_nanos=10),
+            row(4, ended_ms=now_ms, org="rival", user="ada", cost_nanos=5),
         ]
     )
 
@@ -81,7 +81,7 @@ async def totals(port: int, query: str, bearer: str) -> dict[str, int]:
     status, answer, headers = await get(port, query, bearer)
     assert (status, answer["is_complete"], answer["waiting"]) == (200, True, 0), answer
     assert headers["cache-control"] == "no-store"
-    return {total["name"]: total["cost_micros"] for total in answer["totals"]}
+    return {total["name"]: total["cost_nanos"] for total in answer["totals"]}
 
 
 async def test_a_user_sees_their_own_and_an_accountant_the_organisation_s(port: int) -> None:

@@ -21,7 +21,7 @@ EVERYTHING = Query("model", 0, 10**15)
 def row(number: int = 1, **changes: Any) -> UsageRow:
     made = UsageRow(
         f"g_{number}/mark/1", f"g_{number}", "acme", "ada", 1, "anthropic", "claude", "completed", 20_000 * DAY_MS,
-        input_tokens=100, output_tokens=10, cost_micros=450,
+        input_tokens=100, output_tokens=10, cost_nanos=450,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
 
@@ -55,12 +55,12 @@ async def test_a_row_that_is_written_twice_counts_once(ledger: Ledger) -> None:
     await ledger.write(rows)
     await ledger.write(rows)
     [total] = await ledger.totals(mine)
-    assert (total.name, total.calls, total.input_tokens, total.cost_micros) == ("twice", 2, 200, 900)
+    assert (total.name, total.calls, total.input_tokens, total.cost_nanos) == ("twice", 2, 200, 900)
 
 
 async def test_what_a_provider_reports_replaces_an_estimate_and_never_the_other_way(ledger: Ledger) -> None:
     mine = Query("user", 0, 10**15, user="eve")
-    estimate = row(3, user="eve", output_tokens=7, estimated=True, cost_micros=None)
+    estimate = row(3, user="eve", output_tokens=7, estimated=True, cost_nanos=None)
     await ledger.write([estimate])
     [total] = await ledger.totals(mine)
     assert (total.output_tokens, total.estimated, total.unpriced) == (7, 1, 1)
@@ -84,7 +84,7 @@ async def test_what_a_worker_says_of_its_own_call_replaces_what_was_guessed_for_
 async def test_nonsense_is_kept_within_bounds_and_holds_nothing_up(ledger: Ledger) -> None:
     most = 2**64 - 1
     rows = [
-        row(number, user="mad", model="a\0b\ud800" * 500, input_tokens=most, cost_micros=most, started_ms=-most)
+        row(number, user="mad", model="a\0b\ud800" * 500, input_tokens=most, cost_nanos=most, started_ms=-most)
         for number in range(50, 60)
     ]
     await ledger.write(rows)
@@ -97,7 +97,7 @@ async def test_sums_are_by_user_org_model_and_day_and_only_of_the_time_asked_for
     await ledger.write(
         [
             row(10, ended_ms=start, org="sums", user="a"),
-            row(11, ended_ms=start + DAY_MS, org="sums", user="b", model="opus", cost_micros=9),
+            row(11, ended_ms=start + DAY_MS, org="sums", user="b", model="opus", cost_nanos=9),
             row(12, ended_ms=start + 2 * DAY_MS, org="sums", user="b"),
         ]
     )

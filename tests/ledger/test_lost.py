@@ -151,7 +151,7 @@ async def test_an_answer_that_the_janitor_ends_is_counted(broker: Broker) -> Non
     assert (row.org, row.user, row.outcome, row.provider, row.output_tokens) == (
         "acme", "alice", "lost", "anthropic", 10,
     )  # fmt: skip
-    assert row.id.endswith("/m1/1") and row.estimated and row.cost_micros is None
+    assert row.id.endswith("/m1/1") and row.estimated and row.cost_nanos is None
 
 
 def test_a_failed_answer_that_was_gone_on_with_is_read_by_the_model_and_not_written() -> None:

@@ -8,7 +8,7 @@ from genai_prices import calc_price
 
 from workers import catalog
 from workers.catalog import Price
-from workers.pricing import cost_micros, is_loaded, load
+from workers.pricing import cost_nanos, is_loaded, load
 from workers.providers import Usage
 
 CHEAP = Price(input=1.0, output=4.0, cached=0.1, cache_write=1.25)
@@ -19,7 +19,7 @@ KNOWN = [
     name
     for tier in catalog.load(None).tiers.values()
     for name in tier.models
-    if cost_micros(*name.split("/"), Usage(1000, 1000), None) is not None
+    if cost_nanos(*name.split("/"), Usage(1000, 1000), None) is not None
 ]
 
 
@@ -40,31 +40,31 @@ def test_a_model_of_the_tiers_costs_what_the_library_says(name: str, usage: Usag
         cache_write_tokens=usage.cache_write_tokens,
     )
     expected = float(calc_price(priced, model_ref=model, provider_id=provider).total_price)
-    cost = cost_micros(provider, model, usage, None)
+    cost = cost_nanos(provider, model, usage, None)
     assert cost is not None and expected > 0
-    assert cost == pytest.approx(expected * 1e6, rel=0.001, abs=0.5)  # a row holds whole millionths
+    assert cost == pytest.approx(expected * 1e9, rel=0.001)
 
 
 def test_an_operator_s_price_comes_first_and_parts_without_one_cost_as_any_input() -> None:
     usage = Usage(1_000_000, 500_000, 200_000, 100_000)
-    assert cost_micros("anthropic", "claude-haiku-5-5", usage, CHEAP) == 700_000 + 20_000 + 125_000 + 2_000_000
-    assert cost_micros("own", "llama", usage, Price(input=1.0, output=4.0)) == 3_000_000
-    assert cost_micros("own", "llama", Usage(10, 10), Price(input=0, output=0)) == 0
+    assert cost_nanos("anthropic", "claude-haiku-5-5", usage, CHEAP) == 1000 * (700_000 + 20_000 + 125_000 + 2_000_000)
+    assert cost_nanos("own", "llama", usage, Price(input=1.0, output=4.0)) == 3_000_000_000
+    assert cost_nanos("own", "llama", Usage(10, 10), Price(input=0, output=0)) == 0
 
 
 @pytest.mark.parametrize(("provider", "model"), [("anthropic", "claude-of-next-year"), ("nobody", "llama"), ("", "")])
 def test_an_unknown_model_has_no_price_but_nothing_costs_nothing(provider: str, model: str) -> None:
-    assert cost_micros(provider, model, Usage(10, 10), None) is None
-    assert cost_micros(provider, model, Usage(), None) == 0
+    assert cost_nanos(provider, model, Usage(10, 10), None) is None
+    assert cost_nanos(provider, model, Usage(), None) == 0
 
 
 def test_what_asks_nobody_is_free() -> None:
-    assert cost_micros("scripted", "story", Usage(10, 10), None) == 0
-    assert cost_micros("fallback", "rules", Usage(), None) == 0
+    assert cost_nanos("scripted", "story", Usage(10, 10), None) == 0
+    assert cost_nanos("fallback", "rules", Usage(), None) == 0
 
 
 def test_parts_that_are_larger_than_their_total_do_not_lose_the_price() -> None:
-    assert cost_micros("anthropic", "claude-sonnet-4-5", Usage(10, 0, 30, 30), None) is not None
+    assert cost_nanos("anthropic", "claude-sonnet-4-5", Usage(10, 0, 30, 30), None) is not None
 
 
 def test_prices_are_loaded_when_somebody_says_so() -> None:

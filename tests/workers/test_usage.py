@@ -193,7 +193,7 @@ async def test_a_call_costs_what_the_library_makes_of_the_provider_s_figures(
         [row] = await rows_of(broker, 1)
     await provider.close()  # type: ignore[attr-defined]
     expected = float(calc_price(Priced(**priced), model_ref=model, provider_id=provider.name).total_price)
-    assert row.cost_micros == pytest.approx(expected * 1e6, rel=0.001)
+    assert row.cost_nanos == pytest.approx(expected * 1e9, rel=0.001)
     assert (row.input_tokens, row.output_tokens, row.estimated) == (priced["input_tokens"], 40, False)
     assert (row.id, row.org, row.user, row.attempt, row.outcome) == ("g_1/mark/1", "acme", "ada", 2, "completed")
     assert 0 < row.started_ms <= row.ended_ms
@@ -215,7 +215,7 @@ async def test_a_call_that_nobody_waits_for_is_estimated_and_marked(
     pieces = sum(type(event) is Text for event in said)
     assert (row.outcome, row.estimated, row.output_tokens) == ("cancelled", True, pieces)  # four bytes each
     assert row.input_tokens == (priced["input_tokens"] if provider.name == "anthropic" else 100)
-    assert row.cost_micros is not None and row.cost_micros > 0
+    assert row.cost_nanos is not None and row.cost_nanos > 0
 
 
 async def test_a_call_is_reported_once_and_before_its_end_goes_on(broker: Broker) -> None:
