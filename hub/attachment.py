@@ -21,6 +21,7 @@ class Attachment(SendWindow):
     """`sent` is the cursor: the last offset written to this viewer's socket."""
 
     __slots__ = (
+        "crossing",
         "endpoint",
         "is_live",
         "is_reading",
@@ -52,6 +53,8 @@ class Attachment(SendWindow):
         self.tail = tail
         self.stream = stream
         self.pace_s = pace_s
+        #: The last entry sent of a history before this one.
+        self.crossing = 0
         #: A paced viewer gets no delta before this time.
         self.next_delta_at = 0.0
         #: The `live` frame went out.
@@ -80,8 +83,15 @@ class Attachment(SendWindow):
         """Whether a tail that reaches this viewer's place has the entry there that it has."""
         return self.sent != self.start or not self.sent or runs.at(self.sent) == self.mark
 
+    def ack(self, offset: int, size: int | None = -1) -> bool:
+        """As SendWindow's. An ack for the history before the last `restart` may have crossed it: it tells nothing of
+        this one.
+        """
+        return super().ack(self.acked if self.sent < offset <= self.crossing else offset, size)
+
     def restart(self, start: Cursor) -> None:
-        """Begin again at `start`, as an `attached` answer or push says."""
+        """Begin again at `start`, as an `attached` push says."""
+        self.crossing = max(self.crossing, self.sent)
         self.sent = self.acked = self.start = start.offset
         self.mark = start.mark
         self.limit = float("inf") if self.size is None else start.offset + self.size

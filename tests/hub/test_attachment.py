@@ -46,3 +46,14 @@ def test_a_viewer_that_was_sent_nothing_yet_is_where_it_said_it_is() -> None:
     assert viewer.cursor(MarkRuns([(1, "m0"), (40, "m2")])) == Cursor(58, "m2")
     viewer.restart(Cursor(0, "m0"))
     assert viewer.cursor(MarkRuns([(1, "m9")])) == Cursor(0, "m0")
+
+
+def test_an_ack_that_crossed_a_restart_is_no_bad_ack_and_no_credit_either() -> None:
+    viewer = attachment(size=4)
+    viewer.sent = 4
+    viewer.restart(Cursor(0, "m0"))
+    viewer.sent = 2
+    assert viewer.ack(4) and (viewer.acked, viewer.limit) == (0, 4)
+    assert viewer.ack(4, 8) and (viewer.acked, viewer.limit) == (0, 8), "its new window counts"
+    assert not viewer.ack(5), "nobody was ever sent that"
+    assert viewer.ack(2) and viewer.acked == 2

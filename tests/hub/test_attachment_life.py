@@ -28,6 +28,7 @@ class AttachmentLife(RuleBasedStateMachine):
         # The model: what was acked, and the greatest offset that any credit ever allowed.
         self.acked, self.sent, self.size = start, start, size
         self.marks = 1
+        self.crossing = 0  # the last entry sent of any history before this one
 
     @property
     def limit(self) -> int:
@@ -57,11 +58,12 @@ class AttachmentLife(RuleBasedStateMachine):
     def ack(self, offset: int, size: int | None) -> None:
         before = (self.viewer.acked, self.viewer.size, self.viewer.limit, self.viewer.sent)
         if self.viewer.ack(offset, size):
-            assert offset <= self.sent
-            self.acked = max(self.acked, offset)
+            assert offset <= max(self.sent, self.crossing)
+            if offset <= self.sent:
+                self.acked = max(self.acked, offset)
             self.size = self.size if size == -1 else size
         else:
-            assert offset > self.sent, "an honest ack is taken"
+            assert offset > max(self.sent, self.crossing), "an honest ack is taken, also one that crossed a restart"
             assert (self.viewer.acked, self.viewer.size, self.viewer.limit, self.viewer.sent) == before
 
     @rule(offset=hostile, size=st.just(-1) | sizes)
@@ -81,6 +83,7 @@ class AttachmentLife(RuleBasedStateMachine):
         self.top = keep
         self.an_attempt_begins()
         start = cursor.offset if self.runs.fits(cursor, self.top) else 0
+        self.crossing = max(self.crossing, self.sent)
         self.viewer.restart(Cursor(start, self.runs.at(start)))
         self.acked = self.sent = start
         assert not self.viewer.is_live
