@@ -260,6 +260,16 @@ async def test_going_to_the_background_waits_for_the_hub_also_when_all_is_said()
     await leaving
 
 
+async def test_what_arrived_whole_can_still_be_read_after_going_to_the_background() -> None:
+    scene = Scene().accept()
+    scene.receive(*frames_of(Log.of_text("a")))
+    leaving = asyncio.create_task(scene.generation.detach("continue"))
+    scene.receive({"type": "ok", "id": (await scene.said())["id"]})
+    await leaving
+    assert isinstance([event async for event in scene.generation][-1], headrace.Done)
+    assert await scene.generation.text() == "a"
+
+
 async def test_a_cancel_is_durable_when_it_returns() -> None:
     scene = Scene().accept()
     cancelling = asyncio.create_task(scene.generation.cancel())

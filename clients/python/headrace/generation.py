@@ -258,8 +258,9 @@ class Generation:
             await self.accepted()  # the hub must know the stream before it can change it
         elif self._is_complete:
             return
-        self._fail(GenerationClosed("this application stopped watching"))
-        self._unread.clear()
+        if not self._is_complete:  # what is complete can still be read
+            self._fail(GenerationClosed("this application stopped watching"))
+            self._unread.clear()
         assert self._attachment is not None, "its client gave it one"
         await self._owner.leave(self._attachment, on_abandon)
 
