@@ -260,6 +260,14 @@ async def test_going_to_the_background_waits_for_the_hub_also_when_all_is_said()
     await leaving
 
 
+async def test_leaving_what_arrived_whole_tells_nobody_and_it_can_still_be_read() -> None:
+    scene = Scene().accept()
+    scene.receive(*frames_of(Log.of_text("a")))
+    await scene.generation.detach()
+    assert "detach" not in [frame["type"] for frame in scene.shell.sent()]
+    assert await scene.generation.text() == "a"
+
+
 async def test_what_arrived_whole_can_still_be_read_after_going_to_the_background() -> None:
     scene = Scene().accept()
     scene.receive(*frames_of(Log.of_text("a")))
@@ -307,6 +315,13 @@ async def test_the_end_of_the_client_ends_what_is_watched_and_what_was_read_stan
     assert await anext(scene.generation) == headrace.Text("a")
     with pytest.raises(headrace.ConnectionFailed, match="over"):
         await anext(scene.generation)
+
+
+async def test_the_end_of_the_client_changes_nothing_about_what_arrived_whole() -> None:
+    scene = Scene().accept()
+    scene.receive(*frames_of(Log.of_text("a")))
+    scene.generation._fail(headrace.ConnectionFailed("over"))
+    assert await scene.generation.text() == "a"
 
 
 async def test_calls_are_told_as_turns_once_the_answer_ended_for_their_sake() -> None:
