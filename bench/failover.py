@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +12,8 @@ import headrace
 from bench.figures import OTHERS, Line
 from bench.latency import percentile
 from bench.process import BenchError
-from bench.stack import Setup, Stack, Usage, free_port
+from bench.stack import Setup, Stack, Usage
+from tests.faults.ports import deaf_port, free_port
 
 FORMATS = ("anthropic", "openai")
 #: By fault: the model that fails so, `{n}` another one each time. Breakers are by model: none is to be left alone.
@@ -56,7 +54,7 @@ class Failover:
 
     async def run(self, setup: Setup) -> dict[str, float]:
         """Raises BenchError."""
-        with _hole() as hole, tempfile.TemporaryDirectory(prefix="headrace-bench-") as home:
+        with deaf_port() as hole, tempfile.TemporaryDirectory(prefix="headrace-bench-") as home:
             config = Path(home) / "headrace.toml"
             config.write_text(_providers("dead", free_port()) + _providers("hole", hole))
             environ = {"HEADRACE_CONFIG": str(config), "HEADRACE_PROVIDERS": _names()}
@@ -124,15 +122,3 @@ def _providers(place: str, port: int) -> str:
         f'base_url = "http://127.0.0.1:{port}{"/v1" if format_ == "openai" else ""}"\n'
         for format_ in FORMATS
     )
-
-
-@contextlib.contextmanager
-def _hole() -> Iterator[int]:
-    """A port whose backlog is full: connecting to it neither succeeds nor fails."""
-    with contextlib.ExitStack() as sockets:
-        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            filler = sockets.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]

@@ -15,12 +15,13 @@ from tempfile import TemporaryDirectory
 from bench.audience import Audience
 from bench.latency import count_between
 from bench.process import BenchError, Process, cpu_s
-from bench.stack import Setup, free_port
+from bench.stack import Setup
 from bench.viewer import FloorViewer
 from headrace.protocol.codec import CODECS, Codec
 from headrace.protocol.frames import Delta
 from hub.server import HIGH_WATER
 from hub.tail import prepare
+from tests.faults.ports import free_port
 
 _STREAM = "g_0123456789abcdef"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from redis.asyncio import Redis
 
 from bench.process import BenchError, Process, cpu_s, machine_cpu_s
 from hub.broker.embedded import AppendOnly, EmbeddedRedis
+from tests.faults.ports import free_port
 
 #: A process has this long to come up.
 START_DEADLINE_S = 30.0
@@ -189,12 +189,6 @@ async def start_fake(log: Path) -> tuple[Process, dict[str, str]]:
         raise
     ready: dict[str, Any] = json.loads(fake.log().splitlines()[0])
     return fake, {name: str(url) for name, url in ready.items() if name != "port"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def get(port: int, path: str) -> str:

@@ -125,7 +125,16 @@ async def running_worker(
     configured = WorkerSettings(redis_url=redis_url, **({"drain_timeout_s": 0.0} | settings))
     broker = Broker.connect(redis_url, configured)
     providers = providers or Providers(frozenset({"scripted", "fallback"}))
-    worker = Worker(configured, broker, providers, Toolbox.load(configured.tools))
+    try:
+        async with at_work(Worker(configured, broker, providers, Toolbox.load(configured.tools))) as worker:
+            yield worker
+    finally:
+        await broker.close()
+
+
+@asynccontextmanager
+async def at_work(worker: Worker) -> AsyncIterator[Worker]:
+    """From when it takes requests; at the end it hands back what it has not finished."""
     running = asyncio.create_task(worker.run())
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -136,7 +145,6 @@ async def running_worker(
         worker.stop()
         async with asyncio.timeout(DEADLINE_S):
             await running
-        await broker.close()
 
 
 class HubProcess:

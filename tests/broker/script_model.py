@@ -114,14 +114,18 @@ class StreamModel:
             meta.is_leased = True
         return [b"OK", meta.cancel]
 
+    def _of(self, mark: str) -> Meta | bytes:
+        """What the attempt `mark` may still change, or the word for why it may not."""
+        if self.meta is None:
+            return b"GONE"
+        if self.meta.mark != mark:
+            return b"FENCED"
+        return b"TERMINAL" if self.meta.state == b"done" else self.meta
+
     def renew(self, mark: str, owner: str, lease: int, ttl: int) -> Reply:
-        meta = self.meta
-        if meta is None:
-            return [b"GONE"]
-        if meta.mark != mark:
-            return [b"FENCED"]
-        if meta.state == b"done":
-            return [b"TERMINAL"]
+        meta = self._of(mark)
+        if isinstance(meta, bytes):
+            return [meta]
         meta.owner, meta.is_leased = owner, lease > 0
         self._extend(ttl)
         return [b"OK", meta.cancel, self._watchers()]
@@ -158,24 +162,16 @@ class StreamModel:
         return int(left)
 
     def release(self, mark: str) -> Reply:
-        meta = self.meta
-        if meta is None:
-            return [b"GONE"]
-        if meta.mark != mark:
-            return [b"FENCED"]
-        if meta.state == b"done":
-            return [b"TERMINAL"]
+        meta = self._of(mark)
+        if isinstance(meta, bytes):
+            return [meta]
         meta.owner, meta.is_leased = "", False
         return [b"OK"]
 
     def remember(self, mark: str, underway: str) -> Reply:
-        meta = self.meta
-        if meta is None:
-            return [b"GONE"]
-        if meta.mark != mark:
-            return [b"FENCED"]
-        if meta.state == b"done":
-            return [b"TERMINAL"]
+        meta = self._of(mark)
+        if isinstance(meta, bytes):
+            return [meta]
         meta.underway = underway or None
         return [b"OK"]
 

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -20,6 +19,7 @@ from tests.chaos.front import Front, is_ready
 from tests.chaos.plan import Plan
 from tests.chaos.process import Process, until
 from tests.chaos.redis_setup import RedisSetup, make_redis
+from tests.faults.ports import free_port
 from tests.faults.proxy import FaultProxy
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ class Stage:
         return f"redis://127.0.0.1:{link.port}"
 
     async def _add_hub(self, number: int, dice: random.Random) -> None:
-        port = _free_port()
+        port = free_port()
         url = await self._redis_url(self.hub_links, dice)
         hub = self._add(
             f"hub-{number}", ["hub", "--host", "127.0.0.1", "--port", str(port)], {"HEADRACE_REDIS_URL": url}
@@ -161,9 +161,3 @@ class Stage:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from ruamel.yaml import YAML
 
 from hub.broker.address import parse_address
 from hub.broker.embedded import find_binary
+from tests.faults.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("redis", "hub1", "hub2", "worker1", "worker2", "nginx")
@@ -212,12 +212,6 @@ def on_this_machine(service: dict[str, Any], name: str, ports: dict[str, int], t
 
 def on_loopback(environment: dict[str, str], ports: dict[str, int]) -> dict[str, str]:
     return {name: value.replace("redis1 6379", f"127.0.0.1 {ports['redis1']}") for name, value in environment.items()}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ask(port: int, *words: str) -> Any:

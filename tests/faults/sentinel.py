@@ -17,7 +17,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import redis
 
 from hub.broker.embedded import AppendOnly, Binary, EmbeddedRedis, find_binary
 from hub.broker.lifeline import Lifeline
+from tests.faults.ports import free_port
 
 SERVICE = "headrace"
 #: How long any of the waits below may take, in seconds. A failover that was voted down is tried again after six.
@@ -158,7 +158,7 @@ class SentinelSetup:
         _wait(lambda: _is_in_sync(replica, primary), "the replica did not catch up")
 
     def _start_sentinels(self, primary: EmbeddedRedis, replica: EmbeddedRedis) -> None:
-        ports = [_free_port() for _ in range(3)]
+        ports = [free_port() for _ in range(3)]
         ids = [f"{number}" * 40 for number in range(1, 4)]
         for port, id_ in zip(ports, ids, strict=True):
             lines = [
@@ -286,12 +286,6 @@ def _is_in_sync(replica: EmbeddedRedis, primary: EmbeddedRedis) -> bool:
         return bool(role[0] == "slave" and role[3] == "connected" and _command(primary, "ROLE")[2])
     except (redis.RedisError, OSError):
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait(condition: Callable[[], bool], complaint: str, logs: Callable[[], str] = str) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +17,7 @@ from hub.broker.broker import Broker
 from hub.broker.keys import StreamKey
 from tests.fakes import FakeProvider, Script
 from tests.fakes.messages import question
+from tests.installation import at_work
 from tests.workers.listener import ending
 from workers.catalog import parse
 from workers.providers.registry import Providers
@@ -38,23 +36,6 @@ class Unbroken(Providers):
 
     def credential(self, name: str) -> str | None:
         return None
-
-
-@contextlib.contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port whose backlog is full: connecting to it neither succeeds nor fails."""
-    with contextlib.ExitStack() as sockets:
-        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            filler = sockets.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
-def dead_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        return int(closed.getsockname()[1])
 
 
 def entry(format_: str, port: int, *, is_hasty: bool = False) -> dict[str, Any]:
@@ -158,12 +139,8 @@ async def scene(
         made = kind(frozenset({*providers, "fallback"}), catalog=catalog, environ={})
         await made.warm()
         settings = WorkerSettings(redis_url=redis_url, drain_timeout_s=0.0, tools=tools)
-        worker = Worker(settings, broker, made, Toolbox.load(tools))
-        running = asyncio.create_task(worker.run())
         try:
-            yield Scene(broker, primary, backup)
+            async with at_work(Worker(settings, broker, made, Toolbox.load(tools))):
+                yield Scene(broker, primary, backup)
         finally:
-            worker.stop()
-            worker.stop()
-            await running
             await made.close()

@@ -13,6 +13,7 @@ from headrace.protocol.entries import Entry, decode_data
 from headrace.protocol.frames import Message
 from hub.broker.broker import Broker
 from hub.broker.keys import StreamKey
+from tests.installation import at_work
 from workers.providers import Event, ProviderError
 from workers.providers.registry import Providers
 from workers.providers.scripted import ScriptedProvider
@@ -64,17 +65,9 @@ async def counted_worker(
     """A worker with no other provider."""
     provider = provider or Counted()
     providers = Providers(frozenset({"fallback"}), made={"scripted": provider})
-    worker = Worker(WorkerSettings(redis_url=url, **({"drain_timeout_s": 0.0} | settings)), broker, providers)
-    running = asyncio.create_task(worker.run())
-    try:
-        async with asyncio.timeout(20):
-            await worker.ready.wait()
+    configured = WorkerSettings(redis_url=url, **({"drain_timeout_s": 0.0} | settings))
+    async with at_work(Worker(configured, broker, providers)) as worker:
         yield worker, provider
-    finally:
-        worker.stop()
-        worker.stop()
-        async with asyncio.timeout(20):
-            await running
 
 
 async def ask(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -22,12 +21,11 @@ from hub.broker.keys import StreamKey
 from hub.broker.usage import UsageRow
 from tests.fakes import FakeProvider, Script
 from tests.fakes.script import Record
+from tests.installation import running_worker
 from tests.workers.listener import ask, ending, eventually, kinds, log_of, text
 from tests.workers.process import WorkerProcess
 from workers.catalog import load
 from workers.providers.registry import Providers
-from workers.settings import WorkerSettings
-from workers.tools.toolbox import Toolbox
 from workers.worker import Worker
 
 pytestmark = pytest.mark.timeout(120)  # a process takes a second to start, and ten on a busy machine
@@ -70,20 +68,14 @@ def start(redis_url: str, catalog: Path, fake: FakeProvider) -> Start:
 
     @asynccontextmanager
     async def start() -> AsyncIterator[Worker]:
-        settings = WorkerSettings(redis_url=redis_url, drain_timeout_s=0.0, **SHORT)
-        own = Broker.connect(redis_url, settings)
         providers = Providers(frozenset({"openai"}), catalog=load(catalog))
         await providers.warm()
-        worker = Worker(settings, own, providers, Toolbox.load("tests.integration.sample_tools"))
-        running = asyncio.create_task(worker.run())
+        tools = "tests.integration.sample_tools"
         try:
-            yield worker
+            async with running_worker(redis_url, providers=providers, tools=tools, **SHORT) as worker:
+                yield worker
         finally:
-            worker.stop()
-            worker.stop()
-            await running
             await providers.close()
-            await own.close()
 
     return start
 

@@ -16,8 +16,9 @@ import pytest
 
 from hub.broker.broker import Broker
 from tests.fakes import Script
+from tests.faults.ports import deaf_port, free_port
 from tests.installation import RunningHub, question
-from tests.integration.failover import CLOCKS, MODELS, Scene, Told, dead_port, deaf_port, entry, scene
+from tests.integration.failover import CLOCKS, MODELS, Scene, Told, entry, scene
 from tests.wire import text_of
 from workers.providers.continuation import GO_ON
 from workers.providers.registry import Providers
@@ -117,7 +118,7 @@ async def test_the_matrix_of_faults_is_what_the_page_says(
     with deaf_port() as deaf:
         providers = {
             f"{where}_{format_}": entry(format_, port, is_hasty=True)
-            for where, port in (("dead", dead_port()), ("deaf", deaf))
+            for where, port in (("dead", free_port()), ("deaf", deaf))
             for format_ in MODELS
         }
         names = [*providers, *MODELS, *[f"hasty_{format_}" for format_ in MODELS]]

@@ -34,7 +34,6 @@ from tests.integration.test_connections import fetch
 from tests.wire import JSON, MSGPACK, Map, Wire, offsets_of, text_of
 from workers.providers.openai import OpenAIProvider
 from workers.providers.registry import Providers
-from workers.settings import WorkerSettings
 from workers.worker import Worker
 
 #: Longer than commands and leases are waited for at the quick pace.
@@ -165,20 +164,12 @@ async def test_stalls_use_up_no_redis_connections(
 @asynccontextmanager
 async def fake_worker(url: str, fake: FakeProvider, **settings: Any) -> AsyncIterator[Worker]:
     """A worker that asks `fake`, over HTTP with the real SDK."""
-    configured = WorkerSettings(redis_url=url, **({"drain_timeout_s": 0.0} | settings))
-    broker = Broker.connect(url, configured)
     provider = OpenAIProvider()
-    worker = Worker(configured, broker, Providers(frozenset(), made={"openai": provider}))
-    running = asyncio.create_task(worker.run())
     try:
-        async with asyncio.timeout(10):
-            await worker.ready.wait()
-        yield worker
+        providers = Providers(frozenset(), made={"openai": provider})
+        async with running_worker(url, providers=providers, **settings) as worker:
+            yield worker
     finally:
-        worker.stop()
-        worker.stop()
-        await running
-        await broker.close()
         await provider.close()
 
 

@@ -22,13 +22,12 @@ from hub.broker.log import SCRIPTS
 from tests.conftest import StartHub, StartWorker
 from tests.fakes import FakeProvider, Script
 from tests.faults.redis_proxy import RedisProxy, delay_command
-from tests.installation import RunningHub, question
+from tests.installation import RunningHub, question, running_worker
 from tests.integration.viewer import Screen, Viewer, pieces
 from tests.workers.listener import ask, ending, eventually, kinds, log_of, text
 from tests.workers.process import WorkerProcess
 from workers.providers.continuation import GO_ON
 from workers.providers.registry import Providers
-from workers.settings import WorkerSettings
 from workers.worker import Worker
 
 pytestmark = pytest.mark.timeout(120)  # a process takes a second to start, and ten on a busy machine
@@ -59,19 +58,12 @@ def successor(redis_url: str, fake: FakeProvider, monkeypatch: pytest.MonkeyPatc
 
     @asynccontextmanager
     async def start() -> AsyncIterator[Worker]:
-        settings = WorkerSettings(redis_url=redis_url, drain_timeout_s=0.0, **SHORT)
-        own = Broker.connect(redis_url, settings)
         providers = Providers(frozenset({"anthropic", "openai"}))
-        worker = Worker(settings, own, providers)
-        running = asyncio.create_task(worker.run())
         try:
-            yield worker
+            async with running_worker(redis_url, providers=providers, **SHORT) as worker:
+                yield worker
         finally:
-            worker.stop()
-            worker.stop()
-            await running
             await providers.close()
-            await own.close()
 
     return start
 

@@ -29,6 +29,20 @@ def _threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "aside-test"]
 
 
+class Waits:
+    """Code that does nothing until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    async def forever(self) -> None:
+        self.began.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.ended.set()
+
+
 async def _double(number: int) -> int:
     await asyncio.sleep(0)
     return 2 * number
@@ -74,21 +88,13 @@ async def test_a_task_of_the_code_that_exits_leaves_the_thread_running(side: Asi
 
 
 async def test_cancelling_the_caller_cancels_the_code(side: Aside) -> None:
-    began, ended = threading.Event(), threading.Event()
-
-    async def wait() -> None:
-        began.set()
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            ended.set()
-
-    task = asyncio.create_task(side.call(wait))
-    await eventually(began.is_set)
+    waits = Waits()
+    task = asyncio.create_task(side.call(waits.forever))
+    await eventually(waits.began.is_set)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert ended.is_set()
+    assert waits.ended.is_set()
 
 
 async def test_a_caller_waits_no_longer_than_a_second_for_code_that_swallows_its_cancel(side: Aside) -> None:
@@ -300,20 +306,12 @@ async def test_an_iterator_that_goes_on_after_it_was_closed_hurts_nobody(side: A
 
 
 async def test_closing_leaves_no_thread(side: Aside) -> None:
-    began, ended = threading.Event(), threading.Event()
-
-    async def wait() -> None:
-        began.set()
-        try:
-            await asyncio.sleep(3600)
-        finally:
-            ended.set()
-
-    task = asyncio.create_task(side.call(wait))
-    await eventually(began.is_set)
+    waits = Waits()
+    task = asyncio.create_task(side.call(waits.forever))
+    await eventually(waits.began.is_set)
     [thread] = _threads()
     await side.close()
-    assert ended.is_set() and not thread.is_alive()
+    assert waits.ended.is_set() and not thread.is_alive()
     with pytest.raises(Quit):
         await task
     with pytest.raises(RuntimeError, match="closed"):

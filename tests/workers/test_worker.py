@@ -18,6 +18,7 @@ from hub.broker.broker import Broker
 from hub.broker.keys import TAKEOVER_LANE, StreamKey, stream_key
 from hub.broker.mailbox import Wish
 from tests.conftest import StartWorker
+from tests.installation import at_work
 from tests.workers.listener import Listener, ask, ending, eventually, kinds, listening, log_of, text
 from workers.providers import Event, Provider, Text
 from workers.providers.registry import Providers
@@ -70,17 +71,9 @@ async def watched_worker(broker: Broker, url: str, **settings: Any) -> AsyncIter
 async def worker_with(broker: Broker, url: str, scripted: Provider, **settings: Any) -> AsyncIterator[Worker]:
     """A worker over the test's own broker, with another provider under the name of the scripted one."""
     providers = Providers(frozenset({"fallback"}), made={"scripted": scripted})
-    worker = Worker(WorkerSettings(redis_url=url, **({"drain_timeout_s": 0.0} | settings)), broker, providers)
-    running = asyncio.create_task(worker.run())
-    try:
-        async with asyncio.timeout(10):
-            await worker.ready.wait()
+    configured = WorkerSettings(redis_url=url, **({"drain_timeout_s": 0.0} | settings))
+    async with at_work(Worker(configured, broker, providers)) as worker:
         yield worker
-    finally:
-        worker.stop()
-        worker.stop()
-        async with asyncio.timeout(10):
-            await running
 
 
 async def speaking(broker: Broker, key: StreamKey, tokens: int = 1) -> str:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import logging
-import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +13,7 @@ from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
 from tests.fakes import FakeProvider, Script
 from tests.fakes.messages import MessagesFormat
+from tests.faults.ports import deaf_port, free_port
 from tests.workers.providers.conftest import MODELS, SECRET_KEY, SECRET_PROMPT, make
 from workers.providers import Citation, Event, ProviderError, Reasoning, Speaker, Stop, Text, ToolReady, Usage
 from workers.providers import sdk as sdk_module
@@ -456,36 +454,23 @@ async def test_a_reader_that_is_cancelled_as_a_clock_runs_out_stays_cancelled(
     await provider.close()
 
 
-@pytest.fixture
-def deaf_port() -> Iterator[int]:
-    """A port whose backlog is full: connecting to it neither succeeds nor fails."""
-    with contextlib.ExitStack() as sockets:
-        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            filler = sockets.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
 async def test_a_provider_that_does_not_accept_is_a_timeout(
-    fake: FakeProvider, body: Body, deaf_port: int, monkeypatch: pytest.MonkeyPatch
+    fake: FakeProvider, body: Body, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in MODELS:
-        provider = make(name, connect_s=0.1)
-        monkeypatch.setenv(provider.account.url_variable, f"http://127.0.0.1:{deaf_port}")
-        error = await failure(provider, body)
-        assert error.code == "provider_timeout"
-        assert "could not be reached within 0.1 s" in error.message
-        await provider.close()
+    with deaf_port() as port:
+        for name in MODELS:
+            provider = make(name, connect_s=0.1)
+            monkeypatch.setenv(provider.account.url_variable, f"http://127.0.0.1:{port}")
+            error = await failure(provider, body)
+            assert error.code == "provider_timeout"
+            assert "could not be reached within 0.1 s" in error.message
+            await provider.close()
 
 
 async def test_a_provider_that_is_not_there_says_what_to_check(
     provider: SdkProvider, body: Body, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    monkeypatch.setenv(provider.account.url_variable, f"http://127.0.0.1:{port}")
+    monkeypatch.setenv(provider.account.url_variable, f"http://127.0.0.1:{free_port()}")
     error = await failure(provider, body)
     assert (error.code, error.retry) == ("provider_error", "backoff")
     assert provider.account.url_variable in error.message
