@@ -98,7 +98,6 @@ def _providers(settings: WorkerSettings) -> Providers:
 
 async def _work(settings: WorkerSettings, url: str, providers: Providers, toolbox: Toolbox) -> None:
     _allow_sockets()
-    loop.calm_collector()
     broker = Broker.connect(url, settings)
     worker = Worker(settings, broker, providers, toolbox)
     running_loop = asyncio.get_running_loop()
@@ -106,6 +105,7 @@ async def _work(settings: WorkerSettings, url: str, providers: Providers, toolbo
         running_loop.add_signal_handler(number, worker.stop)
     try:
         await _warm(providers)
+        loop.calm_collector()
         announcing = asyncio.create_task(_announce(worker, providers, toolbox))
         try:
             await worker.run()
