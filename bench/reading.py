@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
@@ -27,12 +27,16 @@ FAIR = 32
 #: More than any measurement waits for.
 TOKENS = 1_000_000
 
-Read = Callable[[str, str], AsyncIterator[int]]
-"""(address, model) → how many pieces of text each read brought."""
-Close = Callable[[], Awaitable[None]]
+
+class Way(NamedTuple):
+    read: Callable[[str, str], AsyncIterator[Any]]
+    """(address, model) → what each read brought, decoded."""
+    count: Callable[[Any], int]
+    """How many pieces of text are in it."""
+    close: Callable[[], Awaitable[None]]
 
 
-def raw(kind: str) -> tuple[Read, Close]:
+def raw(kind: str) -> Way:
     """The floor: aiohttp's bytes, split at blank lines, each event parsed by orjson. Nothing is checked."""
     import aiohttp
     import orjson
@@ -42,20 +46,20 @@ def raw(kind: str) -> tuple[Read, Close]:
     )
     path = {"anthropic": "/v1/messages", "openai": "/chat/completions", "responses": "/responses"}[kind]
 
-    async def read(url: str, model: str) -> AsyncIterator[int]:
+    async def read(url: str, model: str) -> AsyncIterator[list[Any]]:
         async with session.post(url + path, json=request(kind, model), headers=HEADERS) as response:
             response.raise_for_status()
             buffer = b""
             async for chunk in response.content.iter_any():
                 *blocks, buffer = (buffer + chunk).split(b"\n\n")
-                count = 0
+                events = []
                 for block in blocks:
                     data = block.partition(b"data: ")[2]
                     if data and data != b"[DONE]":
-                        count += _has_text(kind, orjson.loads(data))
-                yield count
+                        events.append(orjson.loads(data))
+                yield events
 
-    return read, session.close
+    return Way(read, lambda events: sum(_has_text(kind, event) for event in events), session.close)
 
 
 def _has_text(kind: str, event: Any) -> bool:
@@ -66,19 +70,17 @@ def _has_text(kind: str, event: Any) -> bool:
     return bool(event["type"] == "response.output_text.delta" and event["delta"])
 
 
-def ours(kind: str) -> tuple[Read, Close]:
+def ours(kind: str) -> Way:
     """Headrace's adapter, as a worker uses it: clocks, checks and all."""
     from workers.providers import Text
 
     provider = _adapter(kind)
     body = Body([Message("user", PROMPT)], model="bench", max_tokens=1024)
-
-    async def read(url: str, model: str) -> AsyncIterator[int]:
-        async for events in provider.stream(model, body):
-            yield sum(type(event) is Text for event in events)
-
-    close: Close = provider.close
-    return read, close
+    return Way(
+        lambda _, model: provider.stream(model, body),
+        lambda events: sum(type(event) is Text for event in events),
+        provider.close,
+    )
 
 
 def _adapter(kind: str) -> Any:
@@ -95,7 +97,7 @@ def _adapter(kind: str) -> Any:
     return ResponsesProvider()
 
 
-def sdk(kind: str, *, aiohttp: bool = False) -> tuple[Read, Close]:
+def sdk(kind: str, *, aiohttp: bool = False) -> Way:
     """What the provider's package gives to everybody: `create(stream=True)`, iterated."""
     if kind == "anthropic":
         import anthropic
@@ -110,20 +112,22 @@ def sdk(kind: str, *, aiohttp: bool = False) -> tuple[Read, Close]:
         client = openai.AsyncOpenAI(max_retries=0, timeout=None, **own)
         create = client.chat.completions.create if kind == "openai" else client.responses.create
 
-    async def read(url: str, model: str) -> AsyncIterator[int]:
+    async def read(url: str, model: str) -> AsyncIterator[Any]:
         count = 0
         async for event in await create(**request(kind, model)):
             count += 1
             if not count % FAIR:  # it reads what is there without ever giving way, seconds on end when it is behind
                 await asyncio.sleep(0)
-            if kind == "openai":
-                yield sum(bool(choice.delta.content) for choice in event.choices)
-            elif kind == "anthropic":
-                yield int(event.type == "content_block_delta" and event.delta.type == "text_delta")
-            else:
-                yield int(event.type == "response.output_text.delta")
+            yield event
 
-    return read, client.close
+    def count(event: Any) -> int:
+        if kind == "openai":
+            return sum(bool(choice.delta.content) for choice in event.choices)
+        if kind == "anthropic":
+            return int(event.type == "content_block_delta" and event.delta.type == "text_delta")
+        return int(event.type == "response.output_text.delta")
+
+    return Way(read, count, client.close)
 
 
 HEADERS = {
@@ -141,7 +145,7 @@ def request(kind: str, model: str) -> dict[str, Any]:
     return {"model": model, "messages": messages, "stream": True, **more}
 
 
-WAYS: dict[str, Callable[[str], tuple[Read, Close]]] = {
+WAYS: dict[str, Callable[[str], Way]] = {
     "raw": raw,
     "ours": ours,
     "sdk": sdk,
@@ -152,8 +156,8 @@ WAYS: dict[str, Callable[[str], tuple[Read, Close]]] = {
 class Reading:
     """Many streams at once, read until all is measured."""
 
-    def __init__(self, read: Read, streams: int) -> None:
-        self._read = read
+    def __init__(self, way: Way, streams: int) -> None:
+        self._way = way
         self.pieces = 0
         #: How often the reader was given any.
         self.reads = 0
@@ -164,7 +168,9 @@ class Reading:
     async def one(self, url: str, model: str, delay_s: float) -> None:
         await asyncio.sleep(delay_s)  # streams of many users do not tick in step
         is_first = True
-        async for pieces in self._read(url, model):
+        read, count, _ = self._way
+        async for brought in read(url, model):
+            pieces = count(brought)
             self.pieces += pieces
             self.reads += 1
             if is_first and pieces:
@@ -176,13 +182,13 @@ class Reading:
 
 async def measure(way: str, kind: str, url: str, streams: int, rate: float, seconds: float) -> None:
     """Raises whatever a stream raises: one that breaks makes the figures worthless."""
-    loop.calm_collector()
-    read, close = WAYS[way](kind)
-    reading = Reading(read, streams)
+    chosen = WAYS[way](kind)
+    reading = Reading(chosen, streams)
     model = f"fake-tokens={TOKENS}-rate={rate:g}-think_ms={QUIET_MS}"
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(reading.one(url, model, number / streams)) for number in range(streams)]
         await reading.begun.wait()
+        loop.calm_collector()  # as a worker does, once everything is imported
         await asyncio.sleep(WARM_S)
         pieces, reads, used, began = reading.pieces, reading.reads, time.process_time(), time.monotonic()
         await asyncio.sleep(seconds)
@@ -196,7 +202,7 @@ async def measure(way: str, kind: str, url: str, streams: int, rate: float, seco
         print(json.dumps(figures), flush=True)
         for task in tasks:
             task.cancel()
-    await close()
+    await chosen.close()
 
 
 def main() -> None:
