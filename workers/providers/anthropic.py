@@ -235,10 +235,7 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
     def _known(self, data: Any) -> bool:
         return not isinstance(data, dict) or data.get("type", "") in _KINDS
 
-    def _take(self, name: bytes, data: bytes, events: list[Event]) -> None:
-        wire = self._decode(data)
-        if wire is None:
-            return
+    def _take(self, name: bytes, wire: _Wire, events: list[Event]) -> None:
         kind = wire.type
         if kind == "content_block_delta":
             self._block_delta(wire, events)

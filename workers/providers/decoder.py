@@ -32,8 +32,9 @@ class AnswerDecoder(ABC, Generic[Wire]):
     def __init__(self, wire: type[Wire]) -> None:
         self._splitter = SseSplitter()
         self._joiner = SurrogateJoiner()
-        self._decode_wire = msgspec.json.Decoder(wire).decode
+        self._decode = msgspec.json.Decoder(wire).decode
         self._wire = wire
+        #: The event that is being taken may hold half a character.
         self._lone = False
         self._tools: dict[int, _Tool] = {}
         #: Why nothing that follows can be trusted. What was decoded before it stands.
@@ -44,7 +45,7 @@ class AnswerDecoder(ABC, Generic[Wire]):
         self.stopped = False
 
     @abstractmethod
-    def _take(self, name: bytes, data: bytes, events: list[Event]) -> None:
+    def _take(self, name: bytes, wire: Wire, events: list[Event]) -> None:
         """Append what one event says. Raises MalformedStream, or ProviderError for an error inside the stream."""
 
     @abstractmethod
@@ -58,7 +59,12 @@ class AnswerDecoder(ABC, Generic[Wire]):
             return events
         try:
             for name, data in self._splitter.feed(chunk):
-                self._take(name, data, events)
+                try:
+                    wire = self._decode(data)
+                except (ValueError, RecursionError) as error:
+                    self._take_other(name, data, error, events)
+                else:
+                    self._take(name, wire, events)
                 if self.stopped:
                     break
         except (MalformedStream, EventTooLarge, ProviderError) as error:
@@ -78,21 +84,22 @@ class AnswerDecoder(ABC, Generic[Wire]):
 
     # -- JSON ------------------------------------------------------------------------------------------------
 
-    def _decode(self, data: bytes) -> Wire | None:
+    def _take_other(self, name: bytes, data: bytes, error: Exception, events: list[Event]) -> None:
+        """The same for an event that is not simply one of the format's. Raises as `_take` does."""
+        wire = self._decode_other(data, error)
+        if wire is not None:
+            self._lone = True
+            self._take(name, wire, events)
+            self._lone = False
+
+    def _decode_other(self, data: bytes, error: Exception) -> Wire | None:
         """The event, or None if it is of a kind that the format does not know. Raises MalformedStream."""
-        self._lone = False
-        try:
-            return self._decode_wire(data)
-        except msgspec.ValidationError:
-            pass
-        except (ValueError, RecursionError) as error:
-            if b"\\u" not in data:  # otherwise perhaps half a surrogate pair, which msgspec refuses
-                raise MalformedStream from error
+        if not isinstance(error, msgspec.ValidationError) and b"\\u" not in data:
+            raise MalformedStream from error  # otherwise perhaps half a surrogate pair, which msgspec refuses
         try:
             raw = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise MalformedStream from error
-        self._lone = True
         try:
             return msgspec.convert(raw, self._wire)
         except ValueError as error:
@@ -103,10 +110,12 @@ class AnswerDecoder(ABC, Generic[Wire]):
     # -- text ------------------------------------------------------------------------------------------------
 
     def _join(self, channel: Channel, text: str) -> str:
-        return self._joiner.join(channel, text) if self._lone or self._joiner.holds else text
+        return self._joiner.join(channel, text) if self._lone or self._joiner.held else text
 
     def _text(self, channel: Channel, text: str, events: list[Event]) -> None:
-        if text := self._join(channel, text):
+        if self._lone or self._joiner.held:
+            text = self._joiner.join(channel, text)
+        if text:
             events.append(Text(text))
 
     def _reasoning(self, channel: Channel, text: str, events: list[Event]) -> None:

@@ -212,7 +212,7 @@ class _Reader:
         """`text` in pieces of PIECE, each valid UTF-8."""
         for start in range(0, len(text), PIECE):
             piece = text[start : start + PIECE]
-            if self._joiner.holds or not _is_valid(piece):
+            if self._joiner.held or not _is_valid(piece):
                 piece = self._joiner.join(channel, piece)
             if piece:
                 yield piece

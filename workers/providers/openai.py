@@ -198,14 +198,13 @@ class OpenAIDecoder(AnswerDecoder[_Wire]):
     def _known(self, data: Any) -> bool:
         return not isinstance(data, dict) or "choices" in data
 
-    def _take(self, name: bytes, data: bytes, events: list[Event]) -> None:
-        if data == b"[DONE]":
-            if self.stopping:
-                self._stop(events)
-            return
-        wire = self._decode(data)
-        if wire is None:
-            return
+    def _take_other(self, name: bytes, data: bytes, error: Exception, events: list[Event]) -> None:
+        if data != b"[DONE]":
+            super()._take_other(name, data, error, events)
+        elif self.stopping:
+            self._stop(events)
+
+    def _take(self, name: bytes, wire: _Wire, events: list[Event]) -> None:
         if wire.error is not None or name == b"error":
             raise provider_failure(self._account, _in_band(wire.error), now=0.0)
         if wire.model and wire.model != self._model:

@@ -109,12 +109,11 @@ class ResponsesDecoder(AnswerDecoder[_Wire]):
     def _known(self, data: Any) -> bool:
         return not isinstance(data, dict) or data.get("type") in _KNOWN
 
-    def _take(self, name: bytes, data: bytes, events: list[Event]) -> None:
-        if data == b"[DONE]":  # compatible servers' habit
-            return
-        wire = self._decode(data)
-        if wire is None:
-            return
+    def _take_other(self, name: bytes, data: bytes, error: Exception, events: list[Event]) -> None:
+        if data != b"[DONE]":  # compatible servers' habit
+            super()._take_other(name, data, error, events)
+
+    def _take(self, name: bytes, wire: _Wire, events: list[Event]) -> None:
         number = wire.sequence_number
         if number is not None:
             if number <= self._skip_to:

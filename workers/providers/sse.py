@@ -7,10 +7,13 @@ are dropped with the comments. An event that its blank line never ended is not a
 
 from __future__ import annotations
 
+import re
+
 #: One event, in bytes, before its fields are parted. More than any provider sends; a bound on what is held.
 EVENT_BYTES = 4 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
+_COMMON = re.compile(rb"(?:event: ([^\r\n]*)\n)?data: ([^\r\n]*)\n\n").match
 
 SseEvent = tuple[bytes, bytes]
 """(name, data); the name is empty where the stream gave none."""
@@ -33,6 +36,12 @@ class SseSplitter:
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that `chunk` completes. Raises EventTooLarge."""
+        events: list[SseEvent] = []
+        if self._started and not self._buffer and not self._skip_newline and len(chunk) <= self._limit:
+            at = _common_events(chunk, events)
+            if at == len(chunk):
+                return events
+            chunk = chunk[at:]
         if self._skip_newline and chunk:
             self._skip_newline = False
             if chunk.startswith(b"\n"):
@@ -41,7 +50,6 @@ class SseSplitter:
             # A CR that ends the chunk is a line's end already; the LF that may follow belongs to it.
             self._skip_newline = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        events = []
         for block in self._blocks(chunk):
             if len(block) > self._limit:
                 raise EventTooLarge
@@ -53,8 +61,6 @@ class SseSplitter:
     def _blocks(self, chunk: bytes) -> list[bytes]:
         """What lies between blank lines and is complete, in order."""
         buffer = self._buffer
-        if not buffer and chunk.endswith(b"\n\n"):  # the common read: whole events, nothing to keep
-            return chunk[:-2].split(b"\n\n")
         scan_from = max(len(buffer) - 1, 0)
         buffer += chunk
         end = buffer.rfind(b"\n\n", scan_from)
@@ -69,12 +75,6 @@ class SseSplitter:
         if not self._started and block:
             self._started = True
             block = block.removeprefix(_BOM)
-        if block.startswith(b"data: ") and b"\n" not in block:  # the common event of chat completions
-            return b"", block[6:]
-        if block.startswith(b"event: "):  # … and of messages
-            first, _, rest = block[7:].partition(b"\ndata: ")
-            if rest and b"\n" not in rest and b"\n" not in first:
-                return first, rest
         name = b""
         data: list[bytes] = []
         for line in block.split(b"\n"):
@@ -84,3 +84,15 @@ class SseSplitter:
             elif field == b"event":
                 name = value.removeprefix(b" ")
         return (name, b"\n".join(data)) if data else None
+
+
+def _common_events(chunk: bytes, events: list[SseEvent]) -> int:
+    """Append what `chunk` begins with, as far as it is whole events of the two shapes that providers send; where what
+    follows is to be read line by line.
+    """
+    at, end = 0, len(chunk)
+    while at < end and (found := _COMMON(chunk, at)) is not None:
+        name, data = found.groups(b"")
+        events.append((name, data))
+        at = found.end()
+    return at

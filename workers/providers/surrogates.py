@@ -27,24 +27,20 @@ def _join(match: re.Match[str]) -> str:
 class SurrogateJoiner:
     """Joins halves across the texts of each channel. Holds at most one half a channel."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self._held: dict[Channel, str] = {}
-
-    @property
-    def holds(self) -> bool:
-        """Whether any half waits. While none does, text without surrogates need not pass through `join`."""
-        return bool(self._held)
+        #: Halves that wait. While there are none, text without surrogates need not pass through `join`.
+        self.held: dict[Channel, str] = {}
 
     def join(self, channel: Channel, text: str) -> str:
         """`text` with the half held before it, valid UTF-8; a half at its end stays back."""
-        text = self._held.pop(channel, "") + text
+        text = self.held.pop(channel, "") + text
         if _HIGH_AT_END.search(text):
-            self._held[channel] = text[-1]
+            self.held[channel] = text[-1]
             text = text[:-1]
         return _LONE.sub(REPLACEMENT, _PAIR.sub(_join, text))
 
     def flush(self, channel: Channel) -> str:
         """The replacement for a half whose partner will not come, or nothing."""
-        return REPLACEMENT if self._held.pop(channel, None) else ""
+        return REPLACEMENT if self.held.pop(channel, None) else ""
