@@ -12,8 +12,8 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, Final
 
 from headrace.protocol.body import Body
@@ -43,6 +43,11 @@ BODY_END_S = 0.25
 #: exception is a defect of ours and goes through as it is.
 _FOREIGN = frozenset({"anthropic", "openai", "httpx2", "httpcore2", "aiohttp", "pydantic"})
 
+_Read = Callable[[], Awaitable[bytes]]
+"""The body's next bytes; none at its end."""
+
+#: Where the SDKs' transport keeps it.
+_AIOHTTP_RESPONSE: Final = "_aiohttp_response"
 
 _SHIPPED: Final = load(None).providers
 #: Events that show nothing.
@@ -187,8 +192,8 @@ class SdkProvider(ABC):
                 async with request as response:
                     watchdog.headers()
                     self._check_content_type(response.headers.get("content-type", ""))
-                    async with aclosing(_chunks(response.http_response)) as chunks:
-                        async for chunk in chunks:
+                    async with _opened(response.http_response) as read:
+                        while chunk := await read():
                             events = decoder.feed(chunk)
                             watchdog.read(content=_is_content(events), pause=bool(events))
                             if events:
@@ -199,7 +204,7 @@ class SdkProvider(ABC):
                             if decoder.stopping:
                                 break
                         watchdog.pause()
-                        async for events in _after_stop(decoder, chunks):
+                        async for events in _after_stop(decoder, read):
                             yield events
         except Exception as error:
             raise self._sorted(error) from None
@@ -241,7 +246,7 @@ class SdkProvider(ABC):
         """
         if "ClientConnectorError" in kinds:
             return self._unreachable()
-        if kinds & {"ServerDisconnectedError", "ClientOSError"}:
+        if kinds & {"ServerDisconnectedError", "ClientOSError", "ClientPayloadError"}:
             return self._broke()
         if kinds & {"ConnectTimeout", "PoolTimeout"}:
             message = f"{self.name} could not be reached within {self._clocks.connect_s:g} s"
@@ -252,7 +257,7 @@ class SdkProvider(ABC):
             )
         if "ConnectError" in kinds:
             return self._unreachable()
-        if kinds & {"TransportError", "ConnectionError"}:
+        if kinds & {"TransportError", "ConnectionError", "ClientError"}:
             return self._broke()
         return None
 
@@ -279,15 +284,19 @@ class SdkProvider(ABC):
             await client.close()
 
 
-def _chunks(response: Any) -> AsyncGenerator[bytes, None]:
-    """The body's bytes as the socket brings them. httpx2's own iterators cost a token two more generators; they are
-    needed where the body is compressed, which was not asked for.
+@asynccontextmanager
+async def _opened(response: Any) -> AsyncIterator[_Read]:
+    """How to read a response's body as the socket brings it. Raises what aiohttp and httpx2 raise.
+
+    Past the iterators of httpx2 and of the SDK's transport, which cost a token as much as decoding it does: to
+    aiohttp's own reader, where both still keep it. A compressed body, which was not asked for, needs httpx2's.
     """
-    if response.headers.get("content-encoding", "identity") == "identity":
-        chunks: AsyncGenerator[bytes, None] = response.stream.__aiter__()
+    answer = getattr(getattr(response.stream, "_stream", None), _AIOHTTP_RESPONSE, None)
+    if answer is not None and response.headers.get("content-encoding", "identity") == "identity":
+        yield answer.content.readany
     else:
-        chunks = response.aiter_bytes()
-    return chunks
+        async with aclosing(response.aiter_bytes()) as chunks:
+            yield lambda: anext(chunks, b"")
 
 
 def _is_content(events: list[Event]) -> bool:
@@ -297,19 +306,17 @@ def _is_content(events: list[Event]) -> bool:
     return False
 
 
-async def _after_stop(
-    decoder: AnswerDecoder[Any], chunks: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[list[Event], None]:
+async def _after_stop(decoder: AnswerDecoder[Any], read: _Read) -> AsyncGenerator[list[Event], None]:
     """What follows the model's own stop. It is waited for briefly, and no failure counts any more."""
     clock = asyncio.get_running_loop().time
     due = clock() + (BODY_END_S if decoder.stopped else USAGE_S)
     while decoder.stopping and decoder.error is None:
         try:
             async with asyncio.timeout_at(due):
-                chunk = await anext(chunks, None)
+                chunk = await read()
         except Exception:  # a cut, a timeout: the answer is complete all the same
             return
-        if chunk is None:
+        if not chunk:
             return
         if events := decoder.feed(chunk):
             due = min(due, clock() + BODY_END_S) if decoder.stopped else due

@@ -6,7 +6,10 @@ import asyncio
 import gzip
 import logging
 import time
+from collections.abc import AsyncIterator
 
+import aiohttp
+import httpx2
 import pytest
 
 from headrace.protocol.body import Body
@@ -97,6 +100,30 @@ async def test_a_body_that_is_compressed_against_our_wish_is_read_all_the_same(
     packed = ("text/event-stream", gzip.compress(stream))
     fake.queue.append(Script(raw_body=packed, headers={"content-encoding": "gzip"}))
     assert text_of(await ask(anthropic, body)) == "so small"
+
+
+async def test_what_is_not_compressed_is_read_past_the_iterators_of_httpx2(
+    provider: SdkProvider, fake: FakeProvider, body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost as much as all the rest. If this fails, the packages keep aiohttp's reader elsewhere: see `_opened`."""
+    monkeypatch.delattr(httpx2.Response, "aiter_raw")
+    assert text_of(await ask(provider, body)) == "0000 0001 0002 "
+
+
+async def test_without_aiohttps_reader_httpx2s_iterators_do(
+    provider: SdkProvider, fake: FakeProvider, body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterated = []
+    aiter_raw = httpx2.Response.aiter_raw
+
+    def note(response: httpx2.Response) -> AsyncIterator[bytes]:
+        iterated.append(response)
+        return aiter_raw(response)
+
+    monkeypatch.setattr(httpx2.Response, "aiter_raw", note)
+    monkeypatch.setattr(sdk_module, "_AIOHTTP_RESPONSE", "_elsewhere")
+    assert text_of(await ask(provider, body)) == "0000 0001 0002 "
+    assert iterated
 
 
 async def test_the_connection_is_used_again(provider: SdkProvider, fake: FakeProvider, body: Body) -> None:
@@ -349,6 +376,15 @@ async def test_a_reset_connection_is_a_failed_answer(provider: SdkProvider, fake
     fake.queue.append(Script(fault="reset", fault_after=1))
     error = await failure(provider, body)
     assert (error.code, error.retry) == ("provider_error", "backoff")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [aiohttp.ClientPayloadError(), aiohttp.ClientOSError(), aiohttp.ClientConnectionError(), ConnectionResetError()],
+)
+def test_aiohttps_own_words_for_a_lost_connection_are_known(error: Exception) -> None:
+    sorted_ = make("openai")._sorted(error)
+    assert isinstance(sorted_, ProviderError) and sorted_.fault == "broken"
 
 
 async def test_a_connection_closed_instead_of_an_answer_is_a_broken_one(
