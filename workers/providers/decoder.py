@@ -57,10 +57,11 @@ class AnswerDecoder(ABC, Generic[Wire]):
         events: list[Event] = []
         if self.error is not None or self.stopped:
             return events
+        decode = self._decode
         try:
             for name, data in self._splitter.feed(chunk):
                 try:
-                    wire = self._decode(data)
+                    wire = decode(data)
                 except (ValueError, RecursionError) as error:
                     self._take_other(name, data, error, events)
                 else:

@@ -60,7 +60,8 @@ class ResponsesProvider(OpenAIProvider):
             )
             return request
 
-        return self._followed(self._decoder(), begin)
+        decoder = self._decoder()
+        return self._followed(decoder, begin) if self._entry.background else self._read(decoder, begin)
 
     def _decoder(self) -> ResponsesDecoder:
         return ResponsesDecoder(self.account, background=self._entry.background)

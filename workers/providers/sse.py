@@ -13,7 +13,9 @@ import re
 EVENT_BYTES = 4 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
-_COMMON = re.compile(rb"(?:event: ([^\r\n]*)\n)?data: ([^\r\n]*)\n\n").match
+_CR = ord("\r")
+#: An event of one of the two shapes that providers send.
+_COMMON = re.compile(rb"(?:event: (.*+)\n)?+data: (.*+)\n\n").match
 
 SseEvent = tuple[bytes, bytes]
 """(name, data); the name is empty where the stream gave none."""
@@ -37,12 +39,22 @@ class SseSplitter:
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that `chunk` completes. Raises EventTooLarge."""
         events: list[SseEvent] = []
-        if self._started and not self._buffer and not self._skip_newline and len(chunk) <= self._limit:
-            at = _common_events(chunk, events)
-            if at == len(chunk):
-                return events
-            chunk = chunk[at:]
-        if self._skip_newline and chunk:
+        at, size = 0, len(chunk)
+        if self._started and not self._buffer and not self._skip_newline and _CR not in chunk:
+            while at < size and (found := _COMMON(chunk, at)) is not None:
+                end = found.end()
+                if end - at - len(b"\n\n") > self._limit:
+                    raise EventTooLarge
+                name, data = found.groups(b"")
+                events.append((name, data))
+                at = end
+        if at < size:
+            self._by_lines(chunk[at:], events)
+        return events
+
+    def _by_lines(self, chunk: bytes, events: list[SseEvent]) -> None:
+        """What `chunk` completes, whatever lines it is of."""
+        if self._skip_newline:
             self._skip_newline = False
             if chunk.startswith(b"\n"):
                 chunk = chunk[1:]
@@ -56,7 +68,6 @@ class SseSplitter:
             event = self._event(block)
             if event is not None:
                 events.append(event)
-        return events
 
     def _blocks(self, chunk: bytes) -> list[bytes]:
         """What lies between blank lines and is complete, in order."""
@@ -84,15 +95,3 @@ class SseSplitter:
             elif field == b"event":
                 name = value.removeprefix(b" ")
         return (name, b"\n".join(data)) if data else None
-
-
-def _common_events(chunk: bytes, events: list[SseEvent]) -> int:
-    """Append what `chunk` begins with, as far as it is whole events of the two shapes that providers send; where what
-    follows is to be read line by line.
-    """
-    at, end = 0, len(chunk)
-    while at < end and (found := _COMMON(chunk, at)) is not None:
-        name, data = found.groups(b"")
-        events.append((name, data))
-        at = found.end()
-    return at

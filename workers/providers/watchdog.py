@@ -2,7 +2,7 @@
 
 A read costs two looks at the clock and no timer of its own: the timer fires when the earliest of the clocks could be
 over, looks whether it is, and sleeps on if it is not. Time in which nobody reads (viewers take no more for now)
-counts for none of the clocks.
+counts for none of the clocks: all of them go by one that stands still meanwhile.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Watchdog:
     def __init__(self, clocks: Clocks) -> None:
         self._clocks = clocks
         self._loop = asyncio.get_running_loop()
-        self._now = self._loop.time
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._timer: asyncio.TimerHandle | None = None
         self._expired: Expired | None = None
+        #: Seconds in which nobody read, and since when nobody does.
+        self._paused_s = 0.0
         self._paused_at: float | None = None
         self._begun_at = self._byte_at = self._content_at = 0.0
         self._has_headers = self._has_content = False
@@ -71,14 +72,15 @@ class Watchdog:
     def headers(self) -> None:
         """They came."""
         self._has_headers = True
-        self._byte_at = self._content_at = self._loop.time()
+        self._byte_at = self._content_at = self._reading_time()
         self._look()
 
     def read(self, *, content: bool, pause: bool = False) -> None:
         """Something came; `content` if it was part of the answer. `pause`: it is handed on before more is read."""
-        self._byte_at = now = self._now()
+        now = self._loop.time()
         if pause:
             self._paused_at = now
+        self._byte_at = now = now - self._paused_s
         if content:
             self._content_at = now
             if not self._has_content:
@@ -86,15 +88,15 @@ class Watchdog:
                 self._look()
 
     def pause(self) -> None:
-        self._paused_at = self._now()
+        self._paused_at = self._loop.time()
 
     def resume(self) -> None:
         if self._paused_at is not None:
-            paused_s = self._now() - self._paused_at
+            self._paused_s += self._loop.time() - self._paused_at
             self._paused_at = None
-            self._begun_at += paused_s
-            self._content_at += paused_s
-            self._byte_at += paused_s
+
+    def _reading_time(self) -> float:
+        return (self._loop.time() if self._paused_at is None else self._paused_at) - self._paused_s
 
     def _dues(self) -> list[tuple[float, Phase, float]]:
         clocks = self._clocks
@@ -115,11 +117,11 @@ class Watchdog:
             self._timer.cancel()
             self._timer = None
         due, phase, after_s = min(self._dues())
-        now = self._loop.time()
+        left_s = due - self._reading_time()
         if self._paused_at is not None:  # nothing is over while nobody reads
-            due = now + max(due - self._paused_at, _LOOK_S)
-        if now < due:
-            self._timer = self._loop.call_at(due, self._look)
+            left_s = max(left_s, _LOOK_S)
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
             return
         assert self._task is not None
         self._expired = Expired(phase, after_s)

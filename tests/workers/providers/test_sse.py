@@ -78,9 +78,11 @@ def test_every_kind_of_line_end_means_the_same(newline: bytes, pieces: list[byte
     assert split(stream.replace(b"\n", newline)) == split(stream)
 
 
+@pytest.mark.parametrize("before", [b"", b"data: x\n\n"])
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 64, 1000])
-def test_an_event_above_the_limit_is_refused_however_it_arrives(chunk_bytes: int) -> None:
+def test_an_event_above_the_limit_is_refused_however_it_arrives(chunk_bytes: int, before: bytes) -> None:
     splitter = SseSplitter(limit=100)
+    splitter.feed(before)
     stream = b"data: " + b"x" * 200 + b"\n\n"
     with pytest.raises(EventTooLarge):
         for start in range(0, len(stream), chunk_bytes):
@@ -88,4 +90,16 @@ def test_an_event_above_the_limit_is_refused_however_it_arrives(chunk_bytes: int
 
 
 def test_many_events_below_the_limit_are_no_event_above_it() -> None:
-    assert len(SseSplitter(limit=100).feed(b"data: xxxxxxxxxxxxxxxxxxxx\n\n" * 50)) == 50
+    splitter = SseSplitter(limit=100)
+    for _ in range(2):
+        assert len(splitter.feed(b"data: xxxxxxxxxxxxxxxxxxxx\n\n" * 50)) == 50
+
+
+def test_the_limit_is_of_the_whole_event_and_not_one_byte_less() -> None:
+    for data, fits in ((b"x" * 94, True), (b"x" * 95, False)):
+        splitter = SseSplitter(limit=100)
+        splitter.feed(b"data: x\n\n")
+        try:
+            assert splitter.feed(b"data: " + data + b"\n\n") and fits
+        except EventTooLarge:
+            assert not fits
