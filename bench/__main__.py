@@ -21,6 +21,7 @@ from bench.process import BenchError
 from bench.reader import Reader
 from bench.relay import Relay
 from bench.resume import Resume
+from bench.snapshots import Snapshots
 from bench.stack import Setup, Stack
 from bench.stalled import Stalled
 from hub.broker.embedded import NoRedis, RedisDied
@@ -191,6 +192,16 @@ def failover(
     _measure(Session(runs, encoding, appendfsync, file), Failover(answers))
 
 
+@app.command()
+def snapshots(
+    kib: Annotated[int, typer.Option(min=1, help="Of the document.")] = 72,
+    piece: Annotated[int, typer.Option(min=1, help="Characters that arrive at a time.")] = 4,
+    runs: Runs = 3, file: Json = None,
+) -> None:  # fmt: skip
+    """A JSON document seen while it arrives: what the client's snapshots of it cost. No hub, no worker."""
+    _measure(Session(runs, "json", "off", file), Snapshots(kib, piece))
+
+
 @app.command(name="all")
 def everything(
     output: Annotated[Path | None, typer.Option(help="Write Markdown for RESULTS.md to this file.")] = None,
@@ -200,7 +211,7 @@ def everything(
     session = Session(runs, encoding, appendfsync, file)
     benches: Sequence[Bench] = [
         Relay(), Relay(200, 20), Relay(1000, 40), Relay(200, 25, sdk=True), Reader(),
-        Fanout(), Idle(), Resume(), Stalled(),
+        Fanout(), Idle(), Resume(), Stalled(), Snapshots(),
     ]  # fmt: skip
     for bench in benches:
         session.measure(bench)
