@@ -81,8 +81,8 @@ class Outbox:
             self._append(kind, call, _REPLACEMENT)
 
     def trim(self, size: int) -> None:
-        """Drop the newest entries until at most `size` bytes remain."""
-        while self.size > size:
+        """Drop the newest entries until at most `size` bytes remain, or none: a log may be above its bound already."""
+        while self._items and self.size > size:
             self.size -= self._items.pop().weight
 
     def peek(self) -> list[Entry]:

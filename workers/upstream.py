@@ -94,6 +94,9 @@ class Upstream:
         if underway is None or not isinstance(provider, BackgroundProvider):
             self._is_whole = not given
             return provider.stream(self._candidate.model, body, given)
+        provider.hold(
+            underway.response
+        )  # its name is kept: by now it may be another worker's, not this one's to cancel
         await self._keep(underway.joined(self._name))
         return provider.read_again(underway.model, underway.response, underway.event)
 
@@ -102,12 +105,10 @@ class Upstream:
         first = events[0] if events else None
         if isinstance(first, Background):
             if self._is_whole:  # the rest of an answer is none by itself: it ends with its reader
-                await self._keep(
-                    Underway(
-                        self._candidate.provider, self._candidate.model, first.response, first.event,
-                        self._own.number, (self._name,),
-                    )
-                )  # fmt: skip
+                candidate, calls = self._candidate, (self._name,)
+                await self._begin(
+                    Underway(candidate.provider, candidate.model, first.response, first.event, self._own.number, calls)
+                )
             events = events[1:]
         if events and isinstance(events[-1], Stop):
             self._has_stopped = True
@@ -132,11 +133,15 @@ class Upstream:
     def _name(self) -> str:
         return f"{self._own.mark}/{self._number}"
 
-    async def _keep(self, underway: Underway) -> None:
-        """From here on the answer outlives its reader."""
-        if await self._tell(msgspec.msgpack.encode(underway)) and isinstance(self._provider, BackgroundProvider):
-            self._kept = underway
+    async def _begin(self, underway: Underway) -> None:
+        """Once it is kept, the answer outlives its reader."""
+        if await self._keep(underway) and isinstance(self._provider, BackgroundProvider):
             self._provider.hold(underway.response)
+
+    async def _keep(self, underway: Underway) -> bool:
+        if is_kept := await self._tell(msgspec.msgpack.encode(underway)):
+            self._kept = underway
+        return is_kept
 
     async def _tell(self, underway: bytes) -> bool:
         try:

@@ -132,6 +132,13 @@ def test_trim_drops_the_newest() -> None:
     assert outbox.size == 0
 
 
+def test_trim_to_less_than_nothing_drops_everything() -> None:
+    outbox = Outbox()
+    outbox.text("text", "said")
+    outbox.trim(-1)
+    assert taken(outbox) == [] and outbox.size == 0
+
+
 #: Any text that a provider's JSON may decode to, and more often than chance has it halves of pairs.
 PIECES = st.text(st.characters(codec=None)) | st.text("\ud83c\udf1ea")
 SAID = st.lists(st.tuples(st.sampled_from(["text", "reasoning"]), PIECES), max_size=30)

@@ -135,6 +135,17 @@ async def test_what_is_read_again_is_the_first_call_s_and_joined_by_this_one() -
     assert (scene.kept[-1], scene.provider.told[-1]) == (None, ("drop", "resp_0"))
 
 
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_what_is_read_again_is_held_also_if_it_is_another_worker_s_by_now(is_away: bool) -> None:
+    """Its name is kept since the first call: whoever has it now, or comes next, reads it."""
+    scene = Scene(LOST, is_ours=False)
+    scene.error = redis.exceptions.ConnectionError() if is_away else None
+    await (await scene.upstream.stream(BODY, "")).aclose()
+    await scene.upstream.end(asyncio.CancelledError())
+    assert scene.provider.told == [("hold", "resp_0"), ("read gpt 0", "resp_0")]
+    assert scene.upstream.is_left
+
+
 async def test_other_providers_are_asked_as_ever() -> None:
     scene = Scene(provider=FallbackProvider())
     stream = await scene.upstream.stream(BODY, "")
