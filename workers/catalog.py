@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,7 +21,7 @@ AfterContent = Literal["splice", "continue", "restart", "error"]
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
-_Dollars = Annotated[float, msgspec.Meta(ge=0)]
+_Dollars = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 _T = TypeVar("_T")
 
 #: What is read where a worker is started.
@@ -30,8 +31,9 @@ GENERATOR: Final = "generator"
 #: Providers that no entry describes.
 BUILT_IN: Final = ("fallback", "scripted", GENERATOR)
 _OWN: Final = Path(__file__).with_name("catalog.toml")
-_TABLE = re.compile(r"^\s*\[\s*(?P<name>[^\[\]]+?)\s*\]\s*(#.*)?$")
-_KEY = re.compile(r"^\s*(?P<key>[\w-]+|\"[^\"]*\"|'[^']*')\s*=")
+_TABLE = re.compile(r"^\s*\[\[?\s*(?P<name>[^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+_NAME = r"(?:[\w-]+|\"[^\"]*\"|'[^']*')"
+_KEY = re.compile(rf"^\s*(?P<key>{_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
 
 
 class WrongCatalog(ValueError):
@@ -86,8 +88,10 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: _Positive | None = None
     """Tokens of prompt and answer; None: unknown."""
     max_output: _Positive | None = None
-    prefill: bool = False
-    """Goes on from an answer that was begun for it."""
+    prefill: bool | None = None
+    """Goes on from an answer that was begun for it; None: as its format knows the model."""
+    thinking: bool = False
+    """Thinks before it answers, and is asked to show it where the format has words for that."""
     sampling: bool = True
     tools: bool = True
     forced_tools: bool = True
@@ -185,7 +189,7 @@ def _check_names(catalog: Catalog, source: _Source) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name) or name in BUILT_IN:
             raise source.wrong(("providers", name), "is no name for a provider: a–z, 0–9, _ and -, not a built-in one")
     for name, provider in catalog.providers.items():
-        if provider.base_url is not None and not re.match(r"https?://[^/\s]", provider.base_url):
+        if provider.base_url is not None and not _is_address(provider.base_url):
             raise source.wrong(("providers", name, "base_url"), "must begin with http:// or https:// and a host")
         if provider.background and provider.format != "responses":
             raise source.wrong(("providers", name, "background"), 'needs format = "responses"')
@@ -194,7 +198,7 @@ def _check_names(catalog: Catalog, source: _Source) -> None:
             raise source.wrong(("models", name), f"names no provider; write provider/model with {_of(catalog)}")
     for tier, entry in catalog.tiers.items():
         for model in entry.models:
-            if "/" not in model or model.partition("/")[0] not in (*catalog.providers, GENERATOR):
+            if not model.partition("/")[2] or model.partition("/")[0] not in (*catalog.providers, GENERATOR):
                 raise source.wrong(("tiers", tier, "models"), f"“{model}” is not provider/model with {_of(catalog)}")
         modes = entry.after_content
         if len(set(modes)) < len(modes) or modes[-1] not in ("restart", "error"):
@@ -202,6 +206,14 @@ def _check_names(catalog: Catalog, source: _Source) -> None:
     for complexity, target in catalog.complexity.items():
         if not isinstance(target, str) or target not in catalog.tiers:
             raise source.wrong(("complexity", complexity), f"must name a tier: {', '.join(catalog.tiers)}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 def _of(catalog: Catalog) -> str:

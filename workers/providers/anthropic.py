@@ -15,7 +15,8 @@ import msgspec
 
 from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
-from headrace.protocol.tools import ToolSpec, chosen_tool, read_tool
+from headrace.protocol.tools import ToolSpec, chosen_tool, forces, read_tool
+from workers.catalog import ModelEntry
 from workers.providers import Citation, Continues, Event, Speaker, Stop, Usage
 from workers.providers.decoder import AnswerDecoder, MalformedStream
 from workers.providers.failures import Account, Failure, provider_failure
@@ -46,7 +47,9 @@ class AnthropicProvider(SdkProvider):
     format = "anthropic"
 
     def continues(self, model: str) -> Continues:
-        return "prefix" if model in self._prefills or _TAKES_PREFIX.match(model) else "turn"
+        prefill = self._can(model).prefill
+        takes = _TAKES_PREFIX.match(model) is not None if prefill is None else prefill
+        return "prefix" if takes else "turn"
 
     def _make_client(self) -> Any:
         import anthropic
@@ -55,13 +58,14 @@ class AnthropicProvider(SdkProvider):
         silence("anthropic")
         timeout = httpx2.Timeout(**self._timeouts())
         limits = httpx2.Limits(max_connections=self._connections, max_keepalive_connections=100)
-        transport = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits)
+        # A redirect would take the prompt to wherever it points.
+        transport = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits, follow_redirects=False)
         own = self._credentials("https://api.anthropic.com")
         return anthropic.AsyncAnthropic(max_retries=0, timeout=timeout, http_client=transport, **own)
 
     def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
         request: AbstractAsyncContextManager[Any] = client.messages.with_streaming_response.create(
-            **request_fields(model, body), stream=True, extra_headers={"accept-encoding": "identity"}
+            **request_fields(model, body, self._can(model)), stream=True, extra_headers={"accept-encoding": "identity"}
         )
         return request
 
@@ -77,8 +81,8 @@ class AnthropicProvider(SdkProvider):
         return Failure(error.status_code, kinds, error.api_message or "", error.response.headers)
 
 
-def request_fields(model: str, body: Body) -> dict[str, Any]:
-    """Arguments of `messages.create` for `body`.
+def request_fields(model: str, body: Body, can: ModelEntry) -> dict[str, Any]:
+    """Arguments of `messages.create` for `body`; `can` is what the model can.
 
     `temperature` is sent only if the request has one, and past the SDK, which dropped the parameter: the newest
     models refuse it.
@@ -88,7 +92,7 @@ def request_fields(model: str, body: Body) -> dict[str, Any]:
         body = prompted(body)
     fields: dict[str, Any] = {
         "model": model,
-        "max_tokens": body.max_tokens or MAX_TOKENS,
+        "max_tokens": body.max_tokens or min(MAX_TOKENS, can.max_output or MAX_TOKENS),
         "messages": turns(body.messages),
     }
     if body.system:
@@ -101,9 +105,20 @@ def request_fields(model: str, body: Body) -> dict[str, Any]:
         fields["tool_choice"] = _tool_choice(body.tool_choice)
     if schema is not None:
         fields["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+    if can.thinking and _may_think(body):
+        fields["thinking"] = {"type": "adaptive", "display": "summarized"}
     if body.temperature is not None:
         fields["extra_body"] = {"temperature": body.temperature}
     return fields
+
+
+def _may_think(body: Body) -> bool:
+    """The API refuses thinking beside a temperature or a forced tool, in an answer that was begun for the model, and
+    between results of tools without the thinking that led to them, which nobody keeps.
+    """
+    before = next((message.role for message in reversed(body.messages) if message.role != "user"), "assistant")
+    is_answer_new = body.messages[-1].role == "user" and before == "assistant"
+    return is_answer_new and body.temperature is None and not forces(body.tool_choice)
 
 
 def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -164,9 +179,14 @@ def _tool_choice(choice: str | dict[str, Any]) -> dict[str, Any]:
 # -- the stream ------------------------------------------------------------------------------------------------
 
 
+class _Thought(msgspec.Struct, gc=False):
+    thinking_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
+    output_tokens_details: _Thought | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
 
@@ -231,6 +251,8 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
         self._account = account
         self._usage = _Usage()
         self._reason = "stop"
+        #: Open blocks of thinking.
+        self._thoughts: set[int] = set()
 
     def _known(self, data: Any) -> bool:
         return not isinstance(data, dict) or data.get("type", "") in _KINDS
@@ -242,8 +264,10 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
         elif kind == "content_block_start":
             self._block_start(wire, events)
         elif kind == "content_block_stop":
-            self._text(wire.index, self._joiner.flush(wire.index), events)
             self._close_tool(wire.index, events)
+            flushed = self._reasoning if wire.index in self._thoughts else self._text
+            flushed(wire.index, self._joiner.flush(wire.index), events)
+            self._thoughts.discard(wire.index)
         elif kind == "message_delta":
             if wire.delta is not None and wire.delta.stop_reason is not None:
                 self._reason = STOP_REASONS.get(wire.delta.stop_reason, "stop")
@@ -284,8 +308,9 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
             self._open_tool(wire.index, block.id, block.name, events)
         elif block.type == "text" and block.text:
             self._text(wire.index, block.text, events)
-        elif block.type == "thinking" and block.thinking:
-            self._reasoning(wire.index, block.thinking, events)
+        elif block.type == "thinking":
+            self._thoughts.add(wire.index)
+            self._reasoning(wire.index, block.thinking or "", events)
 
     def _count(self, usage: _Usage | None, events: list[Event]) -> None:
         """Figures of this API are totals so far: a later one replaces, and what is absent stays."""
@@ -299,7 +324,8 @@ class AnthropicDecoder(AnswerDecoder[_Wire]):
         cached = total.cache_read_input_tokens or 0
         written = total.cache_creation_input_tokens or 0
         entered = (total.input_tokens or 0) + written + cached
-        events.append(Usage(entered, total.output_tokens or 0, cached, written))
+        thought = (total.output_tokens_details or _Thought()).thinking_tokens or 0
+        events.append(Usage(entered, total.output_tokens or 0, cached, written, thought))
 
     def _stop(self, events: list[Event]) -> None:
         for index in list(self._tools):

@@ -37,6 +37,7 @@ class AnswerDecoder(ABC, Generic[Wire]):
         #: The event that is being taken may hold half a character.
         self._lone = False
         self._tools: dict[int, _Tool] = {}
+        self._called: set[str] = set()
         #: Why nothing that follows can be trusted. What was decoded before it stands.
         self.error: Exception | None = None
         #: The model said that it stopped: an end of the stream is orderly from here on.
@@ -127,8 +128,13 @@ class AnswerDecoder(ABC, Generic[Wire]):
 
     def _open_tool(self, index: int, call: str, name: str, events: list[Event]) -> None:
         call, name = (self._joiner.join("names", text) + self._joiner.flush("names") for text in (call, name))
-        self._tools[index] = _Tool(call)
-        events.append(ToolCall(call, name))
+        own, number = call, 1
+        while own in self._called:  # some servers give one id to all calls of an answer
+            number += 1
+            own = f"{call}_{number}"
+        self._called.add(own)
+        self._tools[index] = _Tool(own)
+        events.append(ToolCall(own, name))
 
     def _tool_input(self, index: int, delta: str, events: list[Event]) -> None:
         tool = self._tools.get(index)

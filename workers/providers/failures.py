@@ -16,7 +16,7 @@ from workers.providers import ProviderError
 #: The longest wait that is passed on. A provider may name hours; a viewer is not asked to wait them out unseen.
 AFTER_MS_MAX = 600_000
 
-_OVERLOADED_STATUSES = frozenset({503, 529})
+_OVERLOADED_STATUSES = frozenset({409, 425, 503, 529})
 _TIMEOUT_STATUSES = frozenset({408, 504})
 
 _RATE_KINDS = frozenset({"rate_limit_error", "rate_limit_exceeded", "requests", "tokens"})
@@ -95,11 +95,12 @@ def _other(account: Account, answered: str, status: int, kinds: frozenset[str]) 
         message = f"no such model or path): check the model's name, and {account.url_variable} if it is set"
     elif 300 <= status < 400:
         message = f"a redirect, which is not followed): check {account.url_variable} if it is set"
-    elif 400 <= status < 500 or kinds & _REQUEST_KINDS:
+    elif status >= 500:  # only a 500 may be mended by asking once more; others are usually a gateway's
+        fault = "server" if status == 500 else "unreachable"
+        return ProviderError("provider_error", f"{answered} (its own failure)", fault=fault)
+    elif status or kinds & _REQUEST_KINDS:
         message, fault = "it did not accept the request): check the model's name and the request's options", "request"
         refused = True
-    elif status:
-        return ProviderError("provider_error", f"{answered} (its own failure)")
     else:
         return ProviderError("provider_error", f"{answered} with an error")
     return ProviderError("provider_error", f"{answered} ({message}", fault=fault, retry="no", refused=refused)

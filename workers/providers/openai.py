@@ -40,7 +40,7 @@ class OpenAIProvider(SdkProvider):
     format = "openai"
 
     def continues(self, model: str) -> Continues:
-        return "turn"
+        return "prefix" if self._can(model).prefill else "turn"
 
     def _make_client(self) -> Any:
         import httpx2
@@ -49,7 +49,8 @@ class OpenAIProvider(SdkProvider):
         silence("openai")
         timeout = httpx2.Timeout(**self._timeouts())
         limits = httpx2.Limits(max_connections=self._connections, max_keepalive_connections=100)
-        transport = openai.DefaultAioHttpClient(timeout=timeout, limits=limits)
+        # A redirect would take the prompt to wherever it points.
+        transport = openai.DefaultAioHttpClient(timeout=timeout, limits=limits, follow_redirects=False)
         own = self._credentials("https://api.openai.com/v1")
         return openai.AsyncOpenAI(max_retries=0, timeout=timeout, http_client=transport, **own)
 
@@ -164,6 +165,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 class _Cached(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class _Reasoned(msgspec.Struct, gc=False):
@@ -261,12 +263,13 @@ class OpenAIDecoder(AnswerDecoder[_Wire]):
 
 
 def _usage(usage: _Usage) -> Usage:
-    details, reasoned = usage.prompt_tokens_details, usage.completion_tokens_details
+    entered, reasoned = usage.prompt_tokens_details or _Cached(), usage.completion_tokens_details or _Reasoned()
     return Usage(
         input_tokens=usage.prompt_tokens or 0,
         output_tokens=usage.completion_tokens or 0,
-        cached_tokens=(details.cached_tokens or 0) if details is not None else 0,
-        reasoning_tokens=(reasoned.reasoning_tokens or 0) if reasoned is not None else 0,
+        cached_tokens=entered.cached_tokens or 0,
+        cache_write_tokens=entered.cache_write_tokens or 0,
+        reasoning_tokens=reasoned.reasoning_tokens or 0,
     )
 
 

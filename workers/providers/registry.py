@@ -175,12 +175,12 @@ class Providers:
 
     def _make(self, name: str, entry: ProviderEntry) -> Provider:
         kind = _KINDS[entry.format]
-        prefills = frozenset(
-            model.removeprefix(f"{name}/")
+        models = {
+            model.removeprefix(f"{name}/"): can
             for model, can in self.catalog.models.items()
-            if can.prefill and model.startswith(f"{name}/")
-        )
-        return kind(name, entry, requests=entry.requests or self._requests, prefills=prefills)
+            if model.startswith(f"{name}/")
+        }
+        return kind(name, entry, requests=entry.requests or self._requests, models=models)
 
     def model(self, candidate: Candidate) -> ModelEntry:
         """What a model can, as it is asked here."""

@@ -54,7 +54,13 @@ class ResponsesProvider(OpenAIProvider):
 
     def _answer(self, model: str, body: Body) -> AsyncGenerator[list[Event], None]:
         def begin() -> _Request:
-            fields = request_fields(model, body, official=self._is_official, background=self._entry.background)
+            fields = request_fields(
+                model,
+                body,
+                official=self._is_official,
+                background=self._entry.background,
+                thinking=self._can(model).thinking,
+            )
             request: _Request = self._client.responses.with_streaming_response.create(
                 **fields, stream=True, extra_headers=_PLAIN
             )

@@ -16,8 +16,11 @@ from workers.structured import openai_format, prompted
 _LEAST_TOKENS: Final = 16
 
 
-def request_fields(model: str, body: Body, *, official: bool, background: bool) -> dict[str, Any]:
-    """Arguments of `responses.create` for `body`; `official` is OpenAI itself, not a compatible server.
+def request_fields(
+    model: str, body: Body, *, official: bool, background: bool, thinking: bool = False
+) -> dict[str, Any]:
+    """Arguments of `responses.create` for `body`; `official` is OpenAI itself, not a compatible server. `thinking`: a
+    summary of the model's thinking is asked for.
 
     The API has no stop sequences: `body.stop` is not sent. Nothing is stored unless it is written in the background.
     """
@@ -39,6 +42,8 @@ def request_fields(model: str, body: Body, *, official: bool, background: bool) 
         fields["tools"] = [_tool(tool) for tool in body.tools]
     if body.tool_choice is not None:
         fields["tool_choice"] = _tool_choice(body.tool_choice)
+    if thinking:
+        fields["reasoning"] = {"summary": "auto"}
     if schema is not None:  # left out, `strict` would be true
         fields["text"] = {"format": {"type": "json_schema", "strict": False, **schema}}
     return fields

@@ -12,12 +12,13 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from headrace.protocol.body import Body
-from workers.catalog import Clocks, ProviderEntry, load
+from workers.catalog import Clocks, ModelEntry, ProviderEntry, load
 from workers.chain import Fault
 from workers.providers import Continues, Event, ProviderError, Speaker, Usage
 from workers.providers.background import Background
@@ -39,6 +40,10 @@ USAGE_S = 2.0
 #: … and the end of the body the last event, so that the connection can be used again. Neither is worth failing for.
 BODY_END_S = 0.25
 
+#: Of a body at a time, however much lies there when a reader comes back from a pause: what is told in one go has to fit
+#: the room that a generation leaves for it.
+READ_BYTES = 16 * 1024
+
 #: Packages whose exceptions, like those of sockets and of refused arguments, say that a request failed. Any other
 #: exception is a defect of ours and goes through as it is.
 _FOREIGN = frozenset({"anthropic", "openai", "httpx2", "httpcore2", "aiohttp", "pydantic"})
@@ -50,6 +55,7 @@ _Read = Callable[[], Awaitable[bytes]]
 _AIOHTTP_RESPONSE: Final = "_aiohttp_response"
 
 _SHIPPED: Final = load(None).providers
+_UNLISTED: Final = ModelEntry()
 #: Events that show nothing.
 _SILENT: Final = frozenset({Speaker, Usage, Background})
 #: Which clock is over: its fault, and what is said of it.
@@ -75,11 +81,9 @@ class SdkProvider(ABC):
         entry: ProviderEntry | None = None,
         *,
         requests: int = REQUESTS,
-        prefills: frozenset[str] = frozenset(),
+        models: Mapping[str, ModelEntry] | None = None,
     ) -> None:
-        """Without a name and an entry: the shipped catalog's. `prefills`: models that take the beginning of their own
-        answer, beside those that are known to.
-        """
+        """Without a name and an entry: the shipped catalog's. `models`: what is known of this provider's, by name."""
         shipped = _SHIPPED[self.format]
         self.name = name or self.format
         entry = entry or shipped
@@ -94,11 +98,14 @@ class SdkProvider(ABC):
             shipped.key, None, shipped.base_url_variable,
         )  # fmt: skip
         self._clocks: Clocks = entry.clocks
-        self._prefills = prefills
+        self._models = models or {}
         self._requests = requests
         self._slots = asyncio.Semaphore(requests)
         self._client: Any = None
         self._making = asyncio.Lock()
+
+    def _can(self, model: str) -> ModelEntry:
+        return self._models.get(model, _UNLISTED)
 
     @abstractmethod
     def _make_client(self) -> Any:
@@ -234,9 +241,11 @@ class SdkProvider(ABC):
         failure = self._failure(error)
         if failure is not None:
             return provider_failure(self.account, failure, time.time())
-        if isinstance(error, MalformedStream | EventTooLarge):
+        if isinstance(error, MalformedStream | EventTooLarge) or type(error).__name__ == "DecodingError":
             message = f"{self.name} sent what is not valid in its own format"
             return ProviderError("provider_error", message, fault="malformed")
+        if type(error) is RuntimeError and error.args == ("Connection closed.",):  # aiohttp's, of one that nobody read
+            return self._broke()
         return self._broken(_class_names(error)) or self._defect(error)
 
     def _broken(self, kinds: set[str]) -> ProviderError | None:
@@ -293,7 +302,7 @@ async def _opened(response: Any) -> AsyncIterator[_Read]:
     """
     answer = getattr(getattr(response.stream, "_stream", None), _AIOHTTP_RESPONSE, None)
     if answer is not None and response.headers.get("content-encoding", "identity") == "identity":
-        yield answer.content.readany
+        yield partial(answer.content.read, READ_BYTES)
     else:
         async with aclosing(response.aiter_bytes()) as chunks:
             yield lambda: anext(chunks, b"")

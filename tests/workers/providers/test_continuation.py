@@ -8,9 +8,12 @@ from headrace.protocol.body import Body
 from headrace.protocol.frames import Message
 from tests.fakes import FakeProvider, Script
 from tests.workers.providers.test_sdk_providers import text_of
+from workers.catalog import ModelEntry
 from workers.providers import Event, Provider, ProviderError, Reasoning, Stop, Usage
+from workers.providers.anthropic import AnthropicProvider
 from workers.providers.continuation import GO_ON, continued
 from workers.providers.fallback import FallbackProvider
+from workers.providers.openai import OpenAIProvider
 from workers.providers.scripted import STORY, ScriptedProvider
 from workers.providers.sdk import SdkProvider
 
@@ -66,6 +69,15 @@ async def test_anthropic_is_given_the_beginning_where_the_model_takes_it(
     begun = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": KEPT}]
     further = [] if continues == "prefix" else [{"role": "user", "content": GO_ON}]
     assert fake.last.body["messages"] == begun + further
+
+
+@pytest.mark.parametrize("kind", [AnthropicProvider, OpenAIProvider])
+def test_a_catalog_says_whether_a_model_takes_its_own_beginning(kind: type[SdkProvider]) -> None:
+    """In both directions: it knows better than the names of models."""
+    models = {"claude-haiku-4-5": ModelEntry(prefill=False), "mine": ModelEntry(prefill=True)}
+    provider = kind(models=models)
+    assert provider.continues("claude-haiku-4-5") == "turn"
+    assert provider.continues("mine") == "prefix"
 
 
 async def test_openai_is_asked_to_write_the_rest(openai: SdkProvider, fake: FakeProvider) -> None:

@@ -186,13 +186,43 @@ def test_absent_usage_figures_keep_what_was_known() -> None:
     assert decoder.feed(stream)[-1] == Usage(input_tokens=7, output_tokens=9)
 
 
-def test_cached_and_reasoning_tokens_of_chat_completions_are_read() -> None:
+def test_cached_written_and_reasoning_tokens_of_chat_completions_are_read() -> None:
     usage = {
         "prompt_tokens": 50,
-        "prompt_tokens_details": {"cached_tokens": 40},
+        "prompt_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 5},
         "completion_tokens_details": {"reasoning_tokens": 2},
     }
-    assert decode("openai", stream_of("openai", Script(usage=usage)))[-2] == Usage(50, 3, 40, reasoning_tokens=2)
+    assert decode("openai", stream_of("openai", Script(usage=usage)))[-2] == Usage(50, 3, 40, 5, reasoning_tokens=2)
+
+
+def test_thinking_tokens_of_messages_are_read() -> None:
+    decoder = AnthropicDecoder()
+    usage = {"output_tokens": 9, "output_tokens_details": {"thinking_tokens": 6}}
+    delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+    events = decoder.feed(b"data: " + json.dumps(delta).encode() + b"\n\n")
+    assert events == [Usage(output_tokens=9, reasoning_tokens=6)]
+
+
+def test_half_a_character_at_the_end_of_thinking_is_no_text() -> None:
+    start = {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "so \ud83d"}}
+    stop = {"type": "content_block_stop", "index": 0}
+    stream = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in (start, delta, stop))
+    assert AnthropicDecoder().feed(stream) == [Reasoning("so "), Reasoning("\ufffd")]
+
+
+def test_calls_at_the_same_time_that_share_an_id_are_told_apart() -> None:
+    parts = [(0, "one", ""), (1, "two", ""), (0, None, '{"a": 1}'), (1, None, '{"b": 2}')]
+    chunks: list[dict[str, object]] = []
+    for index, name, text in parts:
+        call = {"index": index, "id": "same", "function": {"name": name, "arguments": text}}
+        chunks.append({"choices": [{"delta": {"tool_calls": [call]}}]})
+    chunks.append({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
+    events = decode("openai", b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks))
+    called = [event for event in events if isinstance(event, ToolCall)]
+    assert called == [ToolCall("same", "one"), ToolCall("same_2", "two")]
+    ready = [event for event in events if isinstance(event, ToolReady)]
+    assert ready == [ToolReady("same", {"a": 1}), ToolReady("same_2", {"b": 2})]
 
 
 @pytest.mark.parametrize(

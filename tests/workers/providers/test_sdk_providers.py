@@ -13,15 +13,19 @@ import httpx2
 import pytest
 
 from headrace.protocol.body import Body
-from headrace.protocol.frames import Message
+from headrace.protocol.frames import Call, Message
 from tests.fakes import FakeProvider, Script
 from tests.fakes.messages import MessagesFormat
 from tests.faults.ports import deaf_port, free_port
+from tests.installation import eventually
 from tests.workers.providers.conftest import MODELS, SECRET_KEY, SECRET_PROMPT, make
+from workers.catalog import ModelEntry
 from workers.providers import Citation, Event, ProviderError, Reasoning, Speaker, Stop, Text, ToolReady, Usage
 from workers.providers import sdk as sdk_module
+from workers.providers.anthropic import request_fields as anthropic_fields
 from workers.providers.openai import request_fields
-from workers.providers.sdk import SdkProvider
+from workers.providers.responses_request import request_fields as responses_fields
+from workers.providers.sdk import READ_BYTES, SdkProvider
 from workers.providers.watchdog import Watchdog
 
 
@@ -220,6 +224,36 @@ async def test_openai_is_asked_in_its_own_words(openai: SdkProvider, fake: FakeP
     }
 
 
+ASKED = Message("user", "one")
+TOOL_TURNS = [
+    ASKED, Message("assistant", "", calls=[Call("c", "a", {})]), Message("tool", "out", call="c"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "thinks"),
+    [
+        (Body([ASKED]), True),
+        (Body([ASKED, Message("assistant", "two"), ASKED]), True),
+        (Body([ASKED], temperature=0.5), False),
+        (Body([ASKED], tools=[{"name": "a"}], tool_choice="required"), False),
+        (Body([ASKED, Message("assistant", "begun")]), False),
+        (Body(TOOL_TURNS), False),
+        (Body([*TOOL_TURNS, ASKED]), False),
+    ],
+)
+def test_thinking_is_asked_for_where_the_api_allows_it(body: Body, thinks: bool) -> None:
+    fields = anthropic_fields("claude-x", body, ModelEntry(thinking=True))
+    assert fields.get("thinking") == ({"type": "adaptive", "display": "summarized"} if thinks else None)
+    assert "thinking" not in anthropic_fields("claude-x", body, ModelEntry())
+
+
+def test_a_summary_of_the_thinking_is_asked_of_responses(body: Body) -> None:
+    for thinking, fields in ((True, {"summary": "auto"}), (False, None)):
+        asked = responses_fields("gpt", body, official=True, background=False, thinking=thinking)
+        assert asked.get("reasoning") == fields
+
+
 def test_only_openai_itself_is_asked_to_leave_its_padding_out(body: Body) -> None:
     official = request_fields("gpt-6-luna", body, official=True)
     compatible = request_fields("gpt-6-luna", body, official=False)
@@ -232,6 +266,7 @@ async def test_anthropic_gets_a_bound_on_the_answer_when_the_request_has_none(
 ) -> None:
     await ask(anthropic, body)
     assert fake.last.body["max_tokens"] == 4096
+    assert anthropic_fields("claude-x", body, ModelEntry(max_output=1000))["max_tokens"] == 1000
     assert "temperature" not in fake.last.body
 
 
@@ -277,6 +312,39 @@ async def test_every_refusal_is_sorted(
     error = await failure(provider, body)
     assert (error.code, error.retry, error.after_ms) == (code, retry, after_ms)
     assert provider.name in error.message
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+async def test_a_redirect_takes_the_prompt_nowhere(
+    provider: SdkProvider, fake: FakeProvider, body: Body, status: int
+) -> None:
+    async with FakeProvider() as elsewhere:
+        fake.queue.append(Script(status=status, headers={"location": elsewhere.base_url_openai}))
+        error = await failure(provider, body)
+        assert "a redirect, which is not followed" in error.message and error.fault == "absent"
+        assert not elsewhere.records and len(fake.records) == 1
+
+
+@pytest.mark.parametrize(("status", "fault"), [(500, "server"), (502, "unreachable"), (520, "unreachable")])
+async def test_only_a_500_counts_as_what_asking_again_may_mend(
+    provider: SdkProvider, fake: FakeProvider, body: Body, status: int, fault: str
+) -> None:
+    fake.queue.append(Script(status=status))
+    assert (await failure(provider, body)).fault == fault
+
+
+async def test_what_gathered_while_nobody_read_is_told_in_small_pieces(
+    provider: SdkProvider, fake: FakeProvider, body: Body
+) -> None:
+    """A generation leaves room for one read, and no more."""
+    fake.queue.append(Script(texts=["x" * 1000] * 300))
+    told = []
+    async for events in provider.stream(MODELS[provider.name], body):
+        told.append(len(text_of(events)))
+        if len(told) == 1:
+            await eventually(lambda: fake.last.finished or fake.last.blocked.is_set())
+    assert sum(told) == 300_000
+    assert max(told) <= READ_BYTES
 
 
 async def test_a_failed_request_is_not_repeated_by_the_sdk(
@@ -380,11 +448,22 @@ async def test_a_reset_connection_is_a_failed_answer(provider: SdkProvider, fake
 
 @pytest.mark.parametrize(
     "error",
-    [aiohttp.ClientPayloadError(), aiohttp.ClientOSError(), aiohttp.ClientConnectionError(), ConnectionResetError()],
+    [
+        aiohttp.ClientPayloadError(),
+        aiohttp.ClientOSError(),
+        aiohttp.ClientConnectionError(),
+        ConnectionResetError(),
+        RuntimeError("Connection closed."),
+    ],
 )
 def test_aiohttps_own_words_for_a_lost_connection_are_known(error: Exception) -> None:
     sorted_ = make("openai")._sorted(error)
     assert isinstance(sorted_, ProviderError) and sorted_.fault == "broken"
+
+
+def test_a_damaged_compression_is_a_malformed_answer() -> None:
+    sorted_ = make("openai")._sorted(httpx2.DecodingError("secret"))
+    assert isinstance(sorted_, ProviderError) and sorted_.fault == "malformed"
 
 
 async def test_a_connection_closed_instead_of_an_answer_is_a_broken_one(
