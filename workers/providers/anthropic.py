@@ -57,11 +57,9 @@ class AnthropicProvider(SdkProvider):
 
         silence("anthropic")
         timeout = httpx2.Timeout(**self._timeouts())
-        limits = httpx2.Limits(max_connections=self._connections, max_keepalive_connections=100)
-        # A redirect would take the prompt to wherever it points.
-        transport = anthropic.DefaultAioHttpClient(timeout=timeout, limits=limits, follow_redirects=False)
         own = self._credentials("https://api.anthropic.com")
-        return anthropic.AsyncAnthropic(max_retries=0, timeout=timeout, http_client=transport, **own)
+        http = anthropic.DefaultAioHttpClient(timeout=timeout, **self._http_options())
+        return anthropic.AsyncAnthropic(max_retries=0, timeout=timeout, http_client=http, **own)
 
     def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
         request: AbstractAsyncContextManager[Any] = client.messages.with_streaming_response.create(

@@ -48,11 +48,9 @@ class OpenAIProvider(SdkProvider):
 
         silence("openai")
         timeout = httpx2.Timeout(**self._timeouts())
-        limits = httpx2.Limits(max_connections=self._connections, max_keepalive_connections=100)
-        # A redirect would take the prompt to wherever it points.
-        transport = openai.DefaultAioHttpClient(timeout=timeout, limits=limits, follow_redirects=False)
         own = self._credentials("https://api.openai.com/v1")
-        return openai.AsyncOpenAI(max_retries=0, timeout=timeout, http_client=transport, **own)
+        http = openai.DefaultAioHttpClient(timeout=timeout, **self._http_options())
+        return openai.AsyncOpenAI(max_retries=0, timeout=timeout, http_client=http, **own)
 
     def _request(self, client: Any, model: str, body: Body) -> AbstractAsyncContextManager[Any]:
         official = self._is_shipped and not os.environ.get("OPENAI_BASE_URL")

@@ -144,9 +144,18 @@ class SdkProvider(ABC):
         connect = self._clocks.connect_s
         return {"connect": connect, "pool": connect, "write": WRITE_S, "read": None}
 
-    @property
-    def _connections(self) -> int:
-        return max(POOL_CONNECTIONS, self._requests + 1)
+    def _http_options(self) -> dict[str, Any]:
+        """Of the SDK's HTTP client. A redirect is not followed: it would take the prompt to wherever it points."""
+        import httpx2
+
+        from workers.providers.refusal import shorten
+
+        connections = max(POOL_CONNECTIONS, self._requests + 1)
+        return {
+            "limits": httpx2.Limits(max_connections=connections, max_keepalive_connections=100),
+            "follow_redirects": False,
+            "event_hooks": {"response": [shorten]},
+        }
 
     async def warm(self) -> None:
         """Import the SDK now, off the event loop, instead of on the first request. Raises ProviderError."""
