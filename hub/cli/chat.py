@@ -190,7 +190,12 @@ class Chat:
         elif isinstance(update, headrace.Notice):
             paper.line(f"({_told(update)})")
         elif isinstance(update, headrace.Reset | headrace.Restarted):
-            paper.line(f"(what stands above is void, {update.reason.replace('_', ' ')}: from the start)")
+            void = f"(what stands above is void, {update.reason.replace('_', ' ')}: from the start)"
+            if paper.is_terminal:
+                paper.line(void)
+            else:  # a script has to be able to tell the two apart
+                print(flush=True)
+                print(void, file=sys.stderr)
 
     @contextmanager
     def _taking_ctrl_c(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import os
 import pty
@@ -10,12 +11,20 @@ import select
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import pytest
+
 import headrace
+from hub.broker.broker import Broker
 from hub.cli.chat import HISTORY_BYTES, ending, recent
 from tests.cli.command import HEADRACE, PATIENCE_S, environment, run
+from tests.conftest import StartHub
+from tests.fakes import Script
+from tests.installation import eventually
+from tests.integration.failover import Scene, scene
 
 
 def chat(url: str, stdin: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -205,3 +214,107 @@ def test_an_ending_is_told_in_words() -> None:
     assert ending(done("cancelled", "cancelled")) == "cancelled"
     assert ending(done("cancelled", "abandoned")) == "cancelled: abandoned"
     assert ending(done("truncated", "length")) == "cut off: length"
+
+
+# -- a provider that breaks off: two fakes, a worker and a hub here, the chat a process of its own
+
+#: The primary is asked twice, then the other fake.
+TIERS = {"t": {"models": ["anthropic/claude-haiku-5-5", "backup/gpt-6-luna"]}}
+TEXTS = ("Rivers ", "carry ", "snow ", "to ", "the ", "sea.")
+OTHER = ("Quite ", "another ", "answer.")
+SHOWN, REST = "Rivers carry snow ", "to the sea."
+BREAKS = Script(texts=TEXTS, fault="cut", fault_after=3)
+DOWN = Script(status=529)
+AGAIN, ELSEWHERE = "(anthropic broke off and is asked again)", "(the provider broke off, backup goes on)"
+
+
+def lines(written: str) -> list[str]:
+    """What a person reads, without empty lines: notes that went away are gone."""
+    rows = [""]
+    for part in re.findall(r"\x1b\[[\d;]*[A-Za-z]|\n|[^\x1b\n]+", written.replace("\r", "")):
+        if part == "\x1b[K":
+            rows[-1] = ""
+        elif part == "\x1b[A":
+            rows.pop()
+        elif part == "\n":
+            rows.append("")
+        elif not part.startswith("\x1b"):
+            rows[-1] += part
+    return [row.strip() for row in rows if row.strip()]
+
+
+async def hub_before(stage: Scene, start_hub: StartHub) -> str:
+    """The URL of a hub that has heard what the worker of `stage` offers; its answers to `go on` are whole."""
+    stage.primary.by_turn["go on"] = deque([Script(texts=("Fine.",))])
+    hub = await start_hub(auth="none", providers="")
+    await eventually(lambda: hub.node.fleet.choices.allows("t"), "the hub knows the worker's tier")
+    return hub.url.removesuffix("/v1/ws")
+
+
+def conversation(url: str) -> list[str]:
+    """Ask `go`, then `go on`; what stands between the first question and the prompt after it."""
+    with terminal(url, "--model", "t") as chatting:
+        chatting.wait_for(PROMPT)
+        chatting.type("go\n")
+        chatting.wait_for("go\r\n")
+        read = chatting.wait_for(PROMPT)
+        chatting.type("go on\n")
+        chatting.wait_for(r"Fine\.[\s\S]*" + PROMPT)
+        chatting.type(CTRL_D)
+        assert chatting.end() == 0
+        return lines(read.removesuffix(PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("second", "backup", "read", "speaker"),
+    [
+        (DOWN, TEXTS, [SHOWN, AGAIN, ELSEWHERE, REST], "backup/"),
+        (Script(texts=TEXTS), OTHER, [SHOWN, AGAIN, REST], "anthropic/"),
+        (DOWN, OTHER, [SHOWN, AGAIN, ELSEWHERE, "void", "".join(OTHER)], "backup/"),
+        (Script(texts=OTHER), TEXTS, [SHOWN, AGAIN, "void", "".join(OTHER)], "anthropic/"),
+    ],
+    ids=["goes on elsewhere", "goes on", "begins again elsewhere", "begins again"],
+)
+async def test_a_person_reads_what_became_of_an_answer_that_broke_off(
+    broker: Broker,
+    redis_url: str,
+    start_hub: StartHub,
+    second: Script,
+    backup: tuple[str, ...],
+    read: list[str],
+    speaker: str,
+) -> None:
+    async with scene(broker, redis_url, tiers=TIERS) as stage:
+        stage.primary.by_turn["go"] = deque([BREAKS, second])
+        stage.backup.by_turn["go"] = deque([Script(texts=backup)])
+        *rows, footer = await asyncio.to_thread(conversation, await hub_before(stage, start_hub))
+        turns = stage.primary.last.body["messages"]
+    assert footer.startswith(speaker)
+    for row, expected in zip(rows, read, strict=True):
+        if expected == "void":
+            assert row.startswith("(what stands above is void") and row.endswith("from the start)")
+        else:
+            assert row == expected.strip()
+    whole = "".join(OTHER) if "void" in read else "".join(TEXTS)
+    assert [turn["content"] for turn in turns] == ["go", whole, "go on"], "what the model is told that it said"
+
+
+async def test_a_script_reads_an_answer_that_another_provider_went_on_with_as_one(
+    broker: Broker, redis_url: str, start_hub: StartHub
+) -> None:
+    async with scene(broker, redis_url, tiers=TIERS) as stage:
+        stage.primary.by_turn["go"] = deque([BREAKS, DOWN])
+        stage.backup.by_turn["go"] = deque([Script(texts=TEXTS)])
+        done = await asyncio.to_thread(chat, await hub_before(stage, start_hub), "go\ngo on\n", "--model", "t")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "".join(TEXTS) + "\n\nFine.\n", "")
+
+
+async def test_a_script_can_tell_void_text_from_the_answer_that_began_again(
+    broker: Broker, redis_url: str, start_hub: StartHub
+) -> None:
+    async with scene(broker, redis_url, tiers=TIERS) as stage:
+        stage.primary.by_turn["go"] = deque([BREAKS, DOWN])
+        stage.backup.by_turn["go"] = deque([Script(texts=OTHER)])
+        done = await asyncio.to_thread(chat, await hub_before(stage, start_hub), "go\n", "--model", "t")
+    assert (done.returncode, done.stdout) == (0, SHOWN + "\n" + "".join(OTHER) + "\n")
+    assert "what stands above is void" in done.stderr
