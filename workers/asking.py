@@ -22,7 +22,7 @@ from headrace.protocol.body import Body
 from hub.broker.usage import Outcome
 from workers.alongside import Alongside
 from workers.capability import fitted
-from workers.chain import QUICK_RETRY_S, Ask, Candidate, Chain, Fault, Shown
+from workers.chain import QUICK_RETRY_S, WAIT_BUDGET_S, Ask, Candidate, Chain, Fault, Shown
 from workers.contest import Beaten, Contender
 from workers.generation import Ending, Speaker
 from workers.office import Office
@@ -49,6 +49,7 @@ FAILOVER = "failover"
 #: … because the first was silent, and the second began sooner.
 HEDGE = "hedge"
 _NEEDS_MODEL = "a structured answer needs a model, and no provider has a key on this worker"
+_UNSHARED = "the answer that this one shares broke off, and nobody could go on with it"
 _UNSAID = "the provider ended its answer without saying so"
 #: Faults that another asking cannot be blamed for: the rules do not answer in the place of an error about them.
 _ANSWERED: frozenset[Fault] = frozenset({"blocked", "request", "context"})
@@ -77,16 +78,22 @@ class Asking:
         self._steps = steps
         self._kept = question.kept
         self._policy = question.route.after_content
-        self._chain = Chain(question.route.candidates, self._policy, office.breakers.open_for)
+        self._breakers = office.breakers
+        self._chain = Chain(question.route.candidates, self._policy, self._open_for)
         self._calls = 0
+        #: Whom the coming call asks after a rate limit's wait, and how long all such waits were.
+        self._waited_for: Candidate | None = None
+        self._waited_s = 0.0
         self._alongside = Alongside(run.key, question.route.hedge_after_s, self._chain, office)
 
     async def run(self) -> None:
-        breakers, generation = self._office.breakers, self._run.generation
+        breakers, generation = self._breakers, self._run.generation
         candidates = self._question.route.candidates
         await breakers.look(candidates)
         underway = self._question.underway
         ask = self._chain.begin() if underway is None else self._read_on(underway[0])
+        if ask is None:
+            ask = await self._begin_late()
         shown = self._shown()
         if ask is not None and ask.how == "begin" and shown != "nothing":  # of a shared answer, until it broke off
             ask = Ask(ask.candidate, self._chain.way(shown) or "restart")
@@ -94,8 +101,9 @@ class Asking:
         while ask is not None:
             try:
                 ask, failure = await self._asked_in_time(ask)
-            except _Ended:
-                break  # with what the first telling broke off with
+            except _Ended:  # with what the first telling broke off with
+                error = error or ProviderError("provider_error", _UNSHARED, fault="truncated")
+                break
             if failure is None or generation.ended:
                 return
             error = failure
@@ -135,6 +143,7 @@ class Asking:
     def _next(self, ask: Ask, error: ProviderError) -> Ask | None:
         """Whom to ask now; None: nobody, the answer ends with `error`."""
         shown = self._shown()
+        self._waited_for = None
         if ask.how == "read_on" and not self._run.generation.has_spoken:
             return self._ask_after_all(error)
         if error.refused and self._kept and not self._run.generation.has_spoken:
@@ -142,7 +151,12 @@ class Asking:
         if error.refused and ask.how == "continue" and "restart" in self._policy:
             return Ask(ask.candidate, "restart")
         after_s = None if error.after_ms is None else error.after_ms / 1000
+        if after_s is not None and self._waited_s + after_s > WAIT_BUDGET_S:
+            after_s = None  # it may have waited before its first call, which the chain does not know
         following = self._chain.failed(error.fault, shown, after_s=after_s)
+        if following is not None and following.after_s and error.fault == "rate_limited":
+            self._waited_for = following.candidate
+            self._waited_s += following.after_s
         log_.warning(
             "provider failed",
             stream=self._run.key,
@@ -156,6 +170,22 @@ class Asking:
             self._run.generation.notice(kinds.Notice(code, following.candidate.provider))
             self._office.mark(self._run)
         return following
+
+    def _open_for(self, candidate: Candidate) -> float:
+        if candidate == self._waited_for and self._breakers.is_only_limited(candidate):
+            return 0.0
+        return self._breakers.open_for(candidate)
+
+    async def _begin_late(self) -> Ask | None:
+        """All are kept out: wait for the first that only a rate limit keeps, if that is not long."""
+        breakers = self._breakers
+        limited = [each for each in self._question.route.candidates if breakers.is_only_limited(each)]
+        soonest = min(limited, key=breakers.open_for, default=None)
+        if soonest is None or (after_s := breakers.open_for(soonest)) > WAIT_BUDGET_S:
+            return None
+        await asyncio.sleep(after_s + random.uniform(0, QUICK_RETRY_S))
+        self._waited_for, self._waited_s = soonest, after_s
+        return self._chain.begin()
 
     def _start_over(self, ask: Ask) -> Ask:
         """A provider refuses to go on with a lost worker's answer: what was shown before this attempt is void."""
@@ -237,8 +267,9 @@ class Asking:
         if contender is not None and contender.is_out:
             raise Beaten  # before it began
         candidate = ask.candidate
-        if not (is_let_in or ask.how == "read_on" or await self._office.breakers.enter(candidate)):
-            return _resting(candidate, self._office.breakers.open_for(candidate))
+        has_waited = candidate == self._waited_for
+        if not (is_let_in or ask.how == "read_on" or await self._breakers.enter(candidate, has_waited=has_waited)):
+            return _resting(candidate, self._breakers.open_for(candidate))
         try:
             await self._call(ask, contender)
         except _Continue:
@@ -328,15 +359,20 @@ class Asking:
             if is_beaten:
                 self._office.hedging.heard(candidate.name, self._office.clock() - began)
             raise
+        except Exception as defect:  # ours: it says nothing about the provider
+            is_cut, ended_by = True, defect
+            raise
         finally:
-            await upstream.end(ended_by)
-            call.end("lost" if upstream.is_left else outcome)  # every provider call ends here
+            try:
+                await upstream.end(ended_by)
+            finally:
+                call.end("lost" if upstream.is_left else outcome)  # every provider call ends here
             spoke_at = generation.call_spoken_at if contender is None or contender.is_in else None
             ttft_s = None if spoke_at is None else spoke_at - began
             if ttft_s is not None and number == 1:
                 self._office.hedging.heard(candidate.name, ttft_s)
             if not is_cut:
-                self._office.breakers.ended(candidate, error, ttft_s)
+                self._breakers.ended(candidate, error, ttft_s)
                 self._office.health.ended(candidate, error, ttft_s)
 
     async def _follow(
@@ -410,7 +446,7 @@ class Asking:
 
 
 def _resting(candidate: Candidate, open_s: float) -> ProviderError:
-    message = f"{candidate.provider} failed several times just now and is left alone for {max(1, round(open_s))} s"
+    message = f"{candidate.provider} failed or is limited just now and is left alone for {max(1, round(open_s))} s"
     return ProviderError("provider_overloaded", message, after_ms=max(1000, round(open_s * 1000)), retry="after")
 
 

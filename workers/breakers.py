@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from hub.broker.breaker import OPEN_MS, SharedBreakers, Standing, Step, name_of
 from hub.broker.connections import Unreachable
-from workers.chain import Candidate, Fault
+from workers.chain import WAIT_BUDGET_S, Candidate, Fault
 from workers.providers import ProviderError
 
 log_ = structlog.get_logger(__name__)
@@ -44,6 +44,8 @@ class Breakers:
         self._credential = credential
         self._clock = clock
         self._known: dict[str, tuple[Standing, float]] = {}
+        #: When the wait is over that a rate limit named, for models that nothing else keeps out as far as is known.
+        self._limited: dict[str, float] = {}
         self._steps: deque[Step] = deque(maxlen=STEPS)
         self._news = asyncio.Event()
 
@@ -79,8 +81,17 @@ class Breakers:
         """How long it is kept out, in seconds; 0: it may be asked."""
         return max((self._left_s(name) for name in self._names(candidate)), default=0.0)
 
-    async def enter(self, candidate: Candidate) -> bool:
-        """Whether it may be asked now: one that failed lately is tried by one request at a time."""
+    def is_only_limited(self, candidate: Candidate) -> bool:
+        """Whether it is a rate limit that keeps it out, or did until a moment ago, and nothing worse is known."""
+        names = self._names(candidate)
+        return bool(names) and self._is_limited(names[0]) and self._stands(names[1]).state == "closed"
+
+    async def enter(self, candidate: Candidate, *, has_waited: bool = False) -> bool:
+        """Whether it may be asked now: one that failed lately is tried by one request at a time. A rate limit is no
+        such failure for a request that `has_waited` as long as the provider told it to: all of these are let in.
+        """
+        if has_waited and self.is_only_limited(candidate):
+            return True
         if self.open_for(candidate) > 0:
             return False
         trials = [name for name in self._names(candidate) if self._is_trial(name)]
@@ -113,15 +124,26 @@ class Breakers:
             )
             self._cool(account, REFUSED_MS)
         elif error.fault == "absent":
+            self._limited.pop(model, None)
             self._cool(model, REFUSED_MS)
         elif error.fault == "rate_limited" and error.after_ms:
+            self._limit(model, error.after_ms)
             self._cool(model, error.after_ms)
         elif error.fault in _BAD or error.fault == "rate_limited":
+            self._limited.pop(model, None)  # whoever waits is held to what all others are
             self._tell(Step(model, "bad", _about(OPEN_MS)))
 
     def _cool(self, name: str, ms: int) -> None:
         self._keep(name, Standing("open", ms))
         self._tell(Step(name, "cool", ms))
+
+    def _limit(self, name: str, ms: int) -> None:
+        """A rate limit named its wait. Where failures keep the model out already, it excuses nobody."""
+        now = self._clock()
+        if self._stands(name).state == "closed" or name in self._limited:
+            if len(self._limited) >= NAMES:
+                self._limited.clear()
+            self._limited[name] = max(self._limited.get(name, now), now + ms / 1000)
 
     def _tell(self, *steps: Step) -> None:
         self._steps.extend(steps)
@@ -142,14 +164,25 @@ class Breakers:
             for step, standing in zip(steps, standings, strict=True):
                 if self._steps and self._steps[0] is step:  # the oldest may have been forgotten meanwhile
                     self._steps.popleft()
+                if step.what == "cool" and standing.wait_ms > step.ms + WAIT_BUDGET_S * 1000:
+                    self._limited.pop(step.name, None)  # another worker knows of something worse
                 self._keep(step.name, standing)
 
     # -- what is known
+
+    def _is_limited(self, name: str) -> bool:
+        """… or was until a moment ago: who waited comes a little after its end."""
+        return name in self._limited and self._clock() <= self._limited[name] + WAIT_BUDGET_S
+
+    def _stands(self, name: str) -> Standing:
+        return self._known.get(name, (Standing("closed"), 0.0))[0]
 
     def _keep(self, name: str, standing: Standing) -> None:
         if len(self._known) >= NAMES and name not in self._known:
             self._known.clear()
         self._known[name] = (standing, self._clock())
+        if standing.state == "closed" and not self._is_limited(name):
+            self._limited.pop(name, None)  # that was before; what opens it now may be a failure
 
     def _left_s(self, name: str) -> float:
         standing, known_at = self._known.get(name, (Standing("closed"), 0.0))

@@ -37,8 +37,14 @@ class Breakers(Health, Protocol):
         """Seconds; 0: it may be asked."""
         ...
 
-    async def enter(self, candidate: Candidate) -> bool:
-        """Whether it may be asked now: one that failed lately is tried by one request at a time."""
+    def is_only_limited(self, candidate: Candidate) -> bool:
+        """Whether it is a rate limit that keeps it out, or did until a moment ago, and nothing worse is known."""
+        ...
+
+    async def enter(self, candidate: Candidate, *, has_waited: bool = False) -> bool:
+        """Whether it may be asked now: one that failed lately is tried by one request at a time. A rate limit is no
+        such failure for a request that `has_waited` as long as the provider told it to: all of these are let in.
+        """
         ...
 
 

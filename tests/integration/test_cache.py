@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
+from headrace.protocol.body import Body
 from hub.broker import keys
 from hub.broker.broker import Broker
 from hub.broker.embedded import EmbeddedRedis
@@ -21,6 +23,8 @@ from tests.installation import eventually
 from tests.integration.sharing import Counted, ask, counted_worker, data_of, modes, shown
 from tests.workers.listener import ending, kinds, listening, log_of
 from tests.workers.process import WorkerProcess
+from workers.catalog import TierEntry
+from workers.providers import Event, Text, registry
 from workers.worker import Worker
 
 Crew = tuple[Worker, Counted]
@@ -222,6 +226,35 @@ async def test_whoever_follows_one_that_ends_early_has_one_whole_answer(broker: 
         assert (shown(entries), done["status"]) == (WHOLE, "completed")
         assert "reset" not in kinds(entries), "what viewers had was told again, word for word: nothing to be seen"
     assert sorted(modes(entries) for entries, _ in told) == [["cached"]] * 4 + [["cached", "live"]]
+
+
+class Fickle(Counted):
+    """Says something else whenever it is asked again."""
+
+    async def stream(self, model: str, body: Body, kept: str = "") -> AsyncGenerator[list[Event], None]:
+        again = self.calls > 0
+        async with aclosing(super().stream(model, body, kept)) as told:
+            async for events in told:
+                yield [Text(each.text.upper()[::-1]) if again and isinstance(each, Text) else each for each in events]
+
+
+async def test_whoever_follows_one_that_breaks_off_and_may_not_begin_again_is_told_so(
+    broker: Broker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `restart` there is nothing left to do where another telling differs from what is shown."""
+    monkeypatch.setattr(registry, "TierEntry", partial(TierEntry, after_content=("splice", "error")))
+    async with counted_worker(broker, redis_url, Fickle()) as (_, provider):
+        provider.may_go_on.clear()
+        leader = await ask(broker, "r1", model=SLOW)
+        await speaking(broker, leader)
+        follower = await ask(broker, "r2", model=SLOW)
+        await speaking(broker, follower)
+        await cancel(broker, leader)
+        provider.may_go_on.set()
+        entries, done = await ending(broker, follower)
+        assert (done["status"], done["error"]["code"]) == ("failed", "provider_error")
+        assert "broke off" in done["error"]["message"]
+        assert WHOLE.startswith(shown(entries)) and shown(entries)
 
 
 async def test_behind_a_provider_that_fails_nobody_waits_for_everybody(broker: Broker, crew: Crew) -> None:

@@ -166,6 +166,65 @@ async def test_a_rate_limit_counts_for_as_long_as_it_says(two: tuple[Worker, Wor
     assert one.breakers.open_for(A) == pytest.approx(3.0) and one.breakers.open_for(Candidate("acme", "large")) == 0
 
 
+LIMIT = ProviderError("provider_rate_limited", "slow", after_ms=300)
+DOWN = ProviderError("provider_overloaded", "busy")
+
+
+async def test_who_waited_out_a_rate_limit_is_let_in_and_others_try_one_at_a_time(
+    broker: Broker, two: tuple[Worker, Worker]
+) -> None:
+    one, _ = two
+    one.breakers.ended(A, LIMIT, None)
+    await told(one)
+    assert one.breakers.is_only_limited(A) and not await one.breakers.enter(A)
+    await passed(broker.connections.control, "acme/small/key", 400)
+    one.now += 0.4
+    assert [await one.breakers.enter(A) for _ in range(2)] == [True, False]
+    assert [await one.breakers.enter(A, has_waited=True) for _ in range(3)] == [True] * 3
+    one.breakers.ended(A, DOWN, None)
+    assert not await one.breakers.enter(A, has_waited=True), "it failed since: that is no rate limit any more"
+
+
+@pytest.mark.parametrize("worse", ["failures", "another worker's failures", "refused", "absent"])
+async def test_a_wait_excuses_nobody_where_something_worse_keeps_the_model_out(
+    two: tuple[Worker, Worker], worse: str
+) -> None:
+    one, other = two
+    if worse == "failures":
+        for _ in range(FAILURES):
+            one.breakers.ended(A, DOWN, None)
+    elif worse == "another worker's failures":
+        for _ in range(FAILURES):
+            other.breakers.ended(A, DOWN, None)
+        await told(other)
+    await told(one)
+    one.breakers.ended(A, LIMIT, None)
+    if worse in ("refused", "absent"):
+        fault: Any = "credential" if worse == "refused" else "absent"
+        one.breakers.ended(A, ProviderError("provider_error", "no", fault=fault), None)
+    await told(one)
+    one.now += 0.4
+    assert not one.breakers.is_only_limited(A) and not await one.breakers.enter(A, has_waited=True)
+
+
+async def test_a_limit_of_long_ago_does_not_excuse_an_outage(two: tuple[Worker, Worker]) -> None:
+    one, _ = two
+    one.breakers.ended(A, LIMIT, None)
+    one.breakers.ended(A, None, 0.1)
+    await told(one)
+    one.now += 10
+    await eventually(lambda: _closed(one), "the end of the limit")
+    one.breakers._keep("acme/small/key", Standing("open", 1000))  # what other workers saw
+    one.breakers.ended(A, LIMIT, None)
+    assert not one.breakers.is_only_limited(A)
+
+
+async def _closed(worker: Worker) -> bool:
+    worker.breakers.ended(A, None, 0.1)  # a trial's success
+    await told(worker)
+    return worker.breakers._stands("acme/small/key").state == "closed"
+
+
 @pytest.mark.parametrize("fault", ["context", "blocked", "request", "busy"])
 async def test_what_was_wrong_with_the_request_counts_for_nothing(two: tuple[Worker, Worker], fault: Any) -> None:
     one, _ = two

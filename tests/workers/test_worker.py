@@ -17,13 +17,16 @@ from hub.broker import keys
 from hub.broker.broker import Broker
 from hub.broker.keys import TAKEOVER_LANE, StreamKey, stream_key
 from hub.broker.mailbox import Wish
+from hub.broker.usage import UsageQueue
 from tests.conftest import StartWorker
 from tests.installation import at_work
 from tests.workers.listener import Listener, ask, ending, eventually, kinds, listening, log_of, text
+from workers.breakers import Breakers
 from workers.providers import Event, Provider, Text
 from workers.providers.registry import Providers
 from workers.providers.scripted import ScriptedProvider
 from workers.settings import WorkerSettings
+from workers.upstream import Upstream
 from workers.worker import Worker
 
 #: A slow answer that ends long after its test.
@@ -147,6 +150,30 @@ async def test_a_provider_that_breaks_its_promises_costs_its_own_answer_only(
         assert (done["status"], done["error"]["code"], done["text_bytes"]) == ("failed", code, 5)
         _, done = await ending(broker, await ask(broker, "fallback/", "r2"))
         assert done["status"] == "completed"
+
+
+async def test_a_defect_is_no_news_about_the_provider(
+    broker: Broker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither failed nor succeeded: a breaker that tries it is not closed by that."""
+    told: list[str] = []
+    monkeypatch.setattr(Breakers, "ended", lambda self, candidate, *what: told.append(candidate.model))
+    async with worker_with(broker, redis_url, Broken()):
+        for model in ("raises", "ends"):
+            await ending(broker, await ask(broker, f"scripted/{model}", model))
+    assert set(told) == {"ends"}
+
+
+async def test_a_call_is_counted_whatever_goes_wrong_at_its_end(
+    broker: Broker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks(upstream: Upstream, error: BaseException | None) -> None:
+        raise LookupError("a defect")
+
+    monkeypatch.setattr(Upstream, "end", breaks)
+    async with watched_worker(broker, redis_url):
+        await ending(broker, await ask(broker, "scripted/tokens=3,rate=0,fail_after=2"))
+        await eventually(UsageQueue(broker.connections.control).waiting, "the row")
 
 
 async def test_a_provider_that_had_its_last_word_is_not_cut_off(broker: Broker, redis_url: str) -> None:
