@@ -12,15 +12,14 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from functools import partial
 from typing import Any, Final
 
 from headrace.protocol.body import Body
 from workers.catalog import Clocks, ModelEntry, ProviderEntry, load
 from workers.chain import Fault
-from workers.providers import Continues, Event, ProviderError, Speaker, Usage
+from workers.providers import Continues, Event, ProviderError, Reasoning, Speaker, Text, ToolInput, Usage
 from workers.providers.background import Background
 from workers.providers.continuation import continued
 from workers.providers.decoder import AnswerDecoder, MalformedStream
@@ -40,9 +39,9 @@ USAGE_S = 2.0
 #: … and the end of the body the last event, so that the connection can be used again. Neither is worth failing for.
 BODY_END_S = 0.25
 
-#: Of a body at a time, however much lies there when a reader comes back from a pause: what is told in one go has to fit
-#: the room that a generation leaves for it.
-READ_BYTES = 16 * 1024
+#: Of a read, told at a time: however much lay there when a reader came back from a pause, what is told in one go has to
+#: fit the room that a generation leaves for it. A character has up to four bytes.
+TOLD_CHARACTERS = 12 * 1024
 
 #: Packages whose exceptions, like those of sockets and of refused arguments, say that a request failed. Any other
 #: exception is a defect of ours and goes through as it is.
@@ -213,7 +212,11 @@ class SdkProvider(ABC):
                             events = decoder.feed(chunk)
                             watchdog.read(content=_is_content(events), pause=bool(events))
                             if events:
-                                yield events
+                                if len(chunk) <= TOLD_CHARACTERS:
+                                    yield events
+                                else:
+                                    for part in _parts(events):
+                                        yield part
                                 watchdog.resume()
                             if decoder.error is not None:
                                 raise decoder.error
@@ -311,7 +314,7 @@ async def _opened(response: Any) -> AsyncIterator[_Read]:
     """
     answer = getattr(getattr(response.stream, "_stream", None), _AIOHTTP_RESPONSE, None)
     if answer is not None and response.headers.get("content-encoding", "identity") == "identity":
-        yield partial(answer.content.read, READ_BYTES)
+        yield answer.content.readany
     else:
         async with aclosing(response.aiter_bytes()) as chunks:
             yield lambda: anext(chunks, b"")
@@ -322,6 +325,24 @@ def _is_content(events: list[Event]) -> bool:
         if type(event) not in _SILENT:
             return True
     return False
+
+
+def _parts(events: list[Event]) -> Iterator[list[Event]]:
+    """`events` in lists of at most TOLD_CHARACTERS of text each, or of one event."""
+    part: list[Event] = []
+    size = 0
+    for event in events:
+        length = 0
+        if isinstance(event, Text | Reasoning):
+            length = len(event.text)
+        elif isinstance(event, ToolInput):
+            length = len(event.delta)
+        size += length
+        if part and size > TOLD_CHARACTERS:
+            yield part
+            part, size = [], length
+        part.append(event)
+    yield part
 
 
 async def _after_stop(decoder: AnswerDecoder[Any], read: _Read) -> AsyncGenerator[list[Event], None]:

@@ -25,7 +25,7 @@ from workers.providers import sdk as sdk_module
 from workers.providers.anthropic import request_fields as anthropic_fields
 from workers.providers.openai import request_fields
 from workers.providers.responses_request import request_fields as responses_fields
-from workers.providers.sdk import READ_BYTES, SdkProvider
+from workers.providers.sdk import TOLD_CHARACTERS, SdkProvider
 from workers.providers.watchdog import Watchdog
 
 
@@ -344,7 +344,7 @@ async def test_what_gathered_while_nobody_read_is_told_in_small_pieces(
         if len(told) == 1:
             await eventually(lambda: fake.last.finished or fake.last.blocked.is_set())
     assert sum(told) == 300_000
-    assert max(told) <= READ_BYTES
+    assert max(told) <= TOLD_CHARACTERS
 
 
 async def test_a_failed_request_is_not_repeated_by_the_sdk(
